@@ -1,0 +1,119 @@
+"""Ablations: the grid of variants x paths x maskers x seeds from one parameters file, finished cells skipped.
+
+A masker and a path make a run of their own, ``runs/<run>.<masker>.<path>/``, in which every variant is trained with
+every seed; what they share (pseudo-masks, the frozen backbone's features) is made once.
+``python -m carblib.ablations params/demo.yaml`` runs the grid and writes ``runs/<run>/ablations.json``, a row per cell.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from typing import Any
+
+from carblib import files
+from carblib.errors import cli
+from carblib.evaluate import evaluate_folder, evaluate_masks, evaluation_path
+from carblib.infer import predict_mask
+from carblib.labels import ensure_labels
+from carblib.params import Params, add_arguments, from_arguments
+from carblib.pseudo_masks import export_masks
+from carblib.readers import open_split
+from carblib.train import Shared, load_trained, share, train
+
+PATHS = {  # name -> (path, crf)
+    "dual": ("dual", False),
+    "single": ("single", False),
+    "single_crf": ("single", True),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement of the grid; seed None for the pseudo-masks, which have none."""
+
+    masker: str
+    path: str
+    variant: str
+    seed: int | None
+
+    @property
+    def name(self) -> str:
+        """Folder of the training and name of the evaluation within the group's run."""
+        return self.variant if self.seed is None else f"{self.variant}-seed{self.seed}"
+
+
+def grid(params: Params) -> dict[tuple[str, str], list[Cell]]:
+    """The cells by (masker, path). The ceiling depends on neither and is trained in the first group only."""
+    groups = [(masker, path) for masker in params.ablation_maskers for path in params.ablation_paths]
+    cells = {}
+    for group in groups:
+        variants = [v for v in params.ablation_variants if v != "ceiling" or group == groups[0]]
+        trained = [Cell(*group, variant, seed) for variant in variants for seed in params.ablation_seeds]
+        cells[group] = [Cell(*group, "pseudo_masks", None), *trained]
+    return cells
+
+
+def run_ablations(params: Params) -> list[dict[str, Any]]:
+    """Train and measure every cell on the test split; returns and saves the rows, seeds not averaged.
+
+    A row: masker, path, variant, seed, miou, small_miou, iou per class (0-1). Rows of variant "pseudo_masks" hold the
+    quality of the masks themselves on the same images.
+    """
+    rows = []
+    for (masker, path), cells in grid(params).items():
+        group, shared = group_params(params, masker, path), None
+        for cell in cells:
+            if not evaluation_path(group, cell.name).exists():
+                if cell.seed is not None and shared is None:
+                    shared = prepare(group)
+                measure(cell, group, shared)
+            result = files.read_json(evaluation_path(group, cell.name))
+            scores = {key: result[key] for key in ("miou", "small_miou", "iou", "images", "split")}
+            rows.append({"masker": masker, "path": path, "variant": cell.variant, "seed": cell.seed} | scores)
+            files.write_json(params.run_dir / "ablations.json", rows)
+            print(f"{masker}, {path}, {cell.name}: mIoU {100 * scores['miou']:.1f} %", flush=True)
+    return rows
+
+
+def group_params(params: Params, masker: str, path: str) -> Params:
+    """The parameters of a masker and path: a run of its own that reads the same image-level labels."""
+    labels = ensure_labels(params, open_split(params, params.train_split))
+    changed = dict(zip(("path", "crf"), PATHS[path], strict=True))
+    return params.updated(run=f"{params.run}.{masker}.{path}", masker=masker, labels=str(labels), **changed)
+
+
+def prepare(group: Params) -> Shared:
+    """Make what all trainings of a group share: pseudo-masks on disk (single path), CLIP and cached features."""
+    if group.path == "single":
+        export_masks(group, group.train_split)
+    return share(group)
+
+
+def measure(cell: Cell, group: Params, shared: Shared | None) -> None:
+    """Train the cell if it is a training, and write its evaluation on the test split."""
+    split = open_split(group, group.test_split)
+    if cell.seed is None:
+        evaluate_folder(export_masks(group, split.name), split, group, cell.name, resize=True)
+        return
+    params = group.updated(seed=cell.seed)
+    folder = train(params, cell.variant, shared, group.run_dir / "train" / cell.name)
+    network, trained = load_trained(folder / "final.pt")
+    network.to(shared.fabric.device)
+    evaluate_masks(
+        lambda i: predict_mask(network, split.image(i), trained), split, params, cell.name, trained.iterations
+    )
+
+
+def main() -> int:
+    """Run the grid of ablations of a parameters file."""
+    parser = argparse.ArgumentParser(prog="python -m carblib.ablations", description=main.__doc__)
+    add_arguments(parser)
+    params = from_arguments(parser.parse_args())
+    run_ablations(params)
+    print(f"{params.run_dir / 'ablations.json'}: one row per cell")
+    return 0
+
+
+if __name__ == "__main__":
+    cli(main)

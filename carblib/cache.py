@@ -1,0 +1,52 @@
+"""Features of a frozen backbone, computed once per image and mirror image.
+
+A frozen backbone gives the same features in every epoch as long as crops start at multiples of its stride and images are
+not resized at random or distorted (`Params` checks that). Then only the ASPP head is left to compute in an iteration.
+A crop of the cached features sees the image around it, where a network run on the crop would see zero padding; it is
+the features of the whole image that are cropped, as in whole-image inference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from carblib.network import SegmentationNetwork
+from carblib.progress import bar_options
+from carblib.readers import Split
+from carblib.transforms import load_sized
+
+
+class FeatureCache:
+    """Backbone features (N, 2, F, h, w) in bfloat16 of some images of a split and of their mirror images."""
+
+    @torch.inference_mode()
+    def __init__(
+        self,
+        network: SegmentationNetwork,
+        split: Split,
+        chosen: Sequence[int],
+        size: tuple[int, int],
+        device: torch.device,
+    ):
+        network.to(device).eval()
+        self.stride = network.stride
+        values = []
+        for i in tqdm(chosen, desc=f"{split.name} features", **bar_options()):
+            image = load_sized(split.image(i), size).to(device)
+            pair = network.features(torch.stack([image, image.flip(2)]))
+            values.append(pair.to("cpu", torch.bfloat16))
+        self.values = torch.stack(values)
+
+    def crop(self, index: Tensor, flipped: Tensor, box: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return features (B, F, h, w) float32 of crops: index, flipped (B,), top-left box (B, 2), size in pixels."""
+        high, wide = -(-size[0] // self.stride), -(-size[1] // self.stride)
+        rows = zip(index.tolist(), flipped.tolist(), (box // self.stride).tolist(), strict=True)
+        return torch.stack([self.values[i, int(f), :, y : y + high, x : x + wide] for i, f, (y, x) in rows]).float()
+
+    def whole(self, row: int) -> Tensor:
+        """Return the features (1, F, h, w) float32 of a whole image, not mirrored."""
+        return self.values[row, :1].float()

@@ -1,0 +1,203 @@
+"""Class sets as data: names, words for CLIP, palettes, and which classes count as small.
+
+Words: the first of each class is the paper's (method: text embeddings, class words); the rest are synonyms, used only
+with the parameter `synonyms`. Palettes are the datasets' own; WildDash2 takes Cityscapes' colours for shared classes.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from carblib.errors import CarbError, nearest
+
+Colour = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class ClassSet:
+    """Classes in the order of their train ids 0 … C−1; 255 is ignore and belongs to no class.
+
+    `words[c]` are class c's words for CLIP (first the paper's), `palette[c]` its RGB colour 0–255, `small[c]` whether
+    it counts in the small-class mean.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    words: tuple[tuple[str, ...], ...]
+    palette: tuple[Colour, ...]
+    small: tuple[bool, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def index(self, name: str) -> int:
+        """Return the train id of a class name. Raises CarbError naming the nearest class."""
+        if name not in self.names:
+            hint = nearest(name, self.names) or f"its classes are {', '.join(self.names)}"
+            raise CarbError(f"class set {self.name}: no class '{name}'; {hint}")
+        return self.names.index(name)
+
+    @property
+    def small_ids(self) -> tuple[int, ...]:
+        """Train ids of the small classes, ascending."""
+        return tuple(i for i, small in enumerate(self.small) if small)
+
+
+def _build(name: str, table: list[tuple[str, Colour, str]], small: set[str]) -> ClassSet:
+    # A row is (class, colour, "paper's word, synonym, …").
+    return ClassSet(
+        name,
+        names=tuple(row[0] for row in table),
+        words=tuple(tuple(word.strip() for word in row[2].split(",")) for row in table),
+        palette=tuple(row[1] for row in table),
+        small=tuple(row[0] in small for row in table),
+    )
+
+
+CAMVID = _build(
+    "camvid",
+    [
+        ("sky", (128, 128, 128), "sky, cloudy sky"),
+        ("building", (128, 0, 0), "building, house, wall"),
+        ("pole", (192, 192, 128), "pole, lamp post, column"),
+        ("road", (128, 64, 128), "road, street, asphalt"),
+        ("sidewalk", (60, 40, 222), "sidewalk, pavement, footpath"),
+        ("tree", (128, 128, 0), "tree, trees, bush"),
+        ("signsymbol", (192, 128, 128), "signsymbol, traffic sign, road sign, traffic light"),
+        ("fence", (64, 64, 128), "fence, railing"),
+        ("car", (64, 0, 128), "car, cars, truck, bus"),
+        ("pedestrian", (64, 64, 0), "pedestrian, person, people"),
+        ("bicyclist", (0, 128, 192), "bicyclist, cyclist, bicycle"),
+    ],
+    small={"pole", "signsymbol", "pedestrian", "bicyclist"},
+)
+
+CITYSCAPES = _build(
+    "cityscapes",
+    [
+        ("road", (128, 64, 128), "road, street, asphalt"),
+        ("sidewalk", (244, 35, 232), "sidewalk, pavement, footpath"),
+        ("building", (70, 70, 70), "building, house, facade"),
+        ("wall", (102, 102, 156), "wall, brick wall, concrete wall"),
+        ("fence", (190, 153, 153), "fence, railing"),
+        ("pole", (153, 153, 153), "pole, lamp post"),
+        ("traffic light", (250, 170, 30), "traffic light, traffic signal"),
+        ("traffic sign", (220, 220, 0), "traffic sign, road sign"),
+        ("vegetation", (107, 142, 35), "tree, vegetation, bush, hedge"),
+        ("terrain", (152, 251, 152), "grass, terrain, lawn"),
+        ("sky", (70, 130, 180), "sky, cloudy sky"),
+        ("person", (220, 20, 60), "pedestrian, person, people"),
+        ("rider", (255, 0, 0), "rider, cyclist, motorcyclist"),
+        ("car", (0, 0, 142), "car, parked car"),
+        ("truck", (0, 0, 70), "truck, lorry"),
+        ("bus", (0, 60, 100), "bus, coach"),
+        ("train", (0, 80, 100), "train, tram"),
+        ("motorcycle", (0, 0, 230), "motorcycle, motorbike, scooter"),
+        ("bicycle", (119, 11, 32), "bicycle, bike"),
+    ],
+    small={"pole", "traffic light", "traffic sign", "person", "rider", "motorcycle", "bicycle"},
+)
+
+WILDDASH2 = _build(
+    "wilddash2",
+    [
+        ("ego vehicle", (40, 20, 40), "ego vehicle, car hood, dashboard"),
+        ("road", (128, 64, 128), "road, street, asphalt"),
+        ("sidewalk", (244, 35, 232), "sidewalk, pavement, footpath"),
+        ("building", (70, 70, 70), "building, house, facade"),
+        ("wall", (102, 102, 156), "wall, brick wall, concrete wall"),
+        ("fence", (190, 153, 153), "fence, railing"),
+        ("guard rail", (180, 165, 180), "guard rail, crash barrier"),
+        ("pole", (153, 153, 153), "pole, utility pole"),
+        ("traffic light", (250, 170, 30), "traffic light, traffic signal"),
+        ("traffic sign", (220, 220, 0), "traffic sign, road sign"),
+        ("vegetation", (107, 142, 35), "vegetation, tree, bush, hedge"),
+        ("terrain", (152, 251, 152), "terrain, grass, soil"),
+        ("sky", (70, 130, 180), "sky, cloudy sky"),
+        ("person", (220, 20, 60), "person, pedestrian, people"),
+        ("rider", (255, 0, 0), "rider, cyclist, motorcyclist"),
+        ("car", (0, 0, 142), "car, parked car"),
+        ("truck", (0, 0, 70), "truck, lorry"),
+        ("bus", (0, 60, 100), "bus, coach"),
+        ("motorcycle", (0, 0, 230), "motorcycle, motorbike, scooter"),
+        ("bicycle", (119, 11, 32), "bicycle, bike"),
+        ("pickup", (70, 90, 235), "pickup, pickup truck"),
+        ("van", (0, 160, 220), "van, minivan, delivery van"),
+        ("billboard", (200, 100, 70), "billboard, advertisement"),
+        ("streetlight", (255, 225, 150), "streetlight, street lamp"),
+        ("roadmarking", (255, 255, 255), "roadmarking, lane marking, crosswalk"),
+    ],
+    small={"pole", "traffic light", "traffic sign", "person", "rider", "motorcycle", "bicycle", "streetlight"},
+)
+
+WILDDASH2_CITYSCAPES = dataclasses.replace(CITYSCAPES, name="wilddash2_cityscapes")
+
+_KNOWN = {known.name: known for known in (CAMVID, CITYSCAPES, WILDDASH2, WILDDASH2_CITYSCAPES)}
+_ENTRY_KEYS = ("name", "words", "colour", "small")
+
+
+def class_set(spec: str | list[dict[str, Any]]) -> ClassSet:
+    """Return a known class set by name, or one of the user's own from a list of {name, words, colour, small}.
+
+    Only `name` is required: `words` (text or list of texts) default to the name, `colour` ([r, g, b] or "#rrggbb") to
+    distinct hues, `small` to false. Raises CarbError naming the entry and what to do.
+    """
+    if isinstance(spec, str):
+        if spec not in _KNOWN:
+            hint = nearest(spec, _KNOWN) or f"known are {', '.join(_KNOWN)}, or give a list of {{name, words}}"
+            raise CarbError(f"classes: no class set '{spec}'; {hint}")
+        return _KNOWN[spec]
+    if not isinstance(spec, list | tuple) or not 2 <= len(spec) <= 255:
+        raise CarbError("classes: give a known name or a list of 2 to 255 entries {name, words, colour, small}")
+    rows = [_entry(place, entry, len(spec)) for place, entry in enumerate(spec)]
+    own = ClassSet("own", *(tuple(column) for column in zip(*rows, strict=True)))
+    for what, values in (("name", own.names), ("colour", own.palette)):
+        for place, value in enumerate(values):
+            if value in values[:place]:
+                raise CarbError(f"classes[{place}]: {what} {value!r} is given twice; each class needs its own")
+    return own
+
+
+def _entry(place: int, entry: Any, count: int) -> tuple[str, tuple[str, ...], Colour, bool]:
+    where = f"classes[{place}]"
+    if isinstance(entry, str):
+        entry = {"name": entry}
+    if not isinstance(entry, dict):
+        raise CarbError(f"{where}: {entry!r} is no class; write {{name: car, words: [car], colour: [r, g, b]}}")
+    for key in entry:
+        if key not in _ENTRY_KEYS:
+            hint = nearest(key, _ENTRY_KEYS) or f"the keys are {', '.join(_ENTRY_KEYS)}"
+            raise CarbError(f"{where}: '{key}' is no key of a class; {hint}")
+    name = entry.get("name")
+    if not isinstance(name, str) or not name.strip():
+        raise CarbError(f"{where}: 'name' is missing or no text; give the class a name")
+    words = entry.get("words", [name])
+    words = [words] if isinstance(words, str) else words
+    if not isinstance(words, list | tuple) or not words or not all(isinstance(w, str) and w.strip() for w in words):
+        raise CarbError(f"{where} ({name}): 'words' must be a text or a list of texts for CLIP, not {words!r}")
+    small = entry.get("small", False)
+    if not isinstance(small, bool):
+        raise CarbError(f"{where} ({name}): 'small' must be true or false, not {small!r}")
+    colour = _colour(f"{where} ({name})", entry["colour"]) if "colour" in entry else _hue(place, count)
+    return name.strip(), tuple(word.strip() for word in words), colour, small
+
+
+def _colour(where: str, value: Any) -> Colour:
+    if isinstance(value, str) and len(value) == 7 and value.startswith("#"):
+        try:
+            value = list(bytes.fromhex(value[1:]))
+        except ValueError:
+            pass
+    good = isinstance(value, list | tuple) and len(value) == 3
+    if not good or not all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v <= 255 for v in value):
+        raise CarbError(f"{where}: 'colour' must be [r, g, b] with 0–255 or '#rrggbb', not {value!r}")
+    return tuple(value)
+
+
+def _hue(place: int, count: int) -> Colour:
+    # Hues spread evenly; brightness alternates so that neighbours in the list differ in more than hue.
+    red, green, blue = colorsys.hsv_to_rgb(place / count, 0.75, 0.95 if place % 2 == 0 else 0.65)
+    return round(255 * red), round(255 * green), round(255 * blue)

@@ -1,0 +1,214 @@
+"""Curves over training, drawn from train/<variant>/log.csv and reliability.csv."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from carblib.classes import ClassSet
+from carblib.results import in_order, variant_label
+from carblib.style import FAINT, INK, MARKERS, PAGE, PaperFigure, new_figure, paper_style, variant_colours
+
+LOSS_PARTS = {
+    "consistent": ("consistent, global", "#0072b2", "-"),
+    "noisy": ("noisy, global", "#d55e00", "-"),
+    "local_consistent": ("consistent, local", "#56b4e9", "--"),
+    "local_noisy": ("noisy, local", "#e69f00", "--"),
+}
+GROUP_COLOURS = {"all classes": INK, "large classes": "#0072b2", "small classes": "#e69f00"}
+
+
+@paper_style()
+def training_curves(log: pd.DataFrame, warmup: int | None) -> PaperFigure:
+    """One training: loss and its parts, weight λ of the noisy region, consistent share, scores on validation images.
+
+    `log`: a row per logged iteration, columns as in log.csv. `warmup`: the iteration at which balancing begins, None
+    where the variant has none.
+    """
+    figure = new_figure(PAGE, 3.7)
+    (loss, weight), (share, score) = figure.subplots(2, 2, sharex=True)
+    _smooth_line(loss, log, "loss", color=INK, label="total")
+    for column, (label, colour, line) in LOSS_PARTS.items():
+        if column in log and (log[column].fillna(0) != 0).any():
+            _smooth_line(loss, log, column, color=colour, label=label, linestyle=line)
+    loss.set_ylim(0, None)
+    loss.set(title="Loss and its parts", ylabel="cross-entropy")
+    loss.legend(loc="upper right", ncols=2)
+    _headroom(loss, 1.25)
+    _draw_weight(weight, {"": log}, {"": "#0072b2"}, warmup)
+    _smooth_line(share, log, "consistent_share", 100, color="#0072b2")
+    share.set(title="Consistent region", ylabel="pixels (%)", ylim=(0, 100), xlabel="iteration")
+    scored = log.dropna(subset=["val_miou"])
+    score.plot(scored["iteration"], 100 * scored["val_miou"], marker="o", color="#0072b2", label="mIoU")
+    if "val_small_miou" in scored:
+        score.plot(
+            scored["iteration"], 100 * scored["val_small_miou"], marker="s", color="#e69f00", label="small classes"
+        )
+    score.set(title="Validation", ylabel="IoU (%)", xlabel="iteration")
+    score.set_ylim(0, None)
+    _headroom(score, 1.3)
+    score.legend(loc="upper left", ncols=2)
+    for axes in (loss, weight, share, score):
+        axes.grid(axis="y")
+        mark_warmup(axes, warmup, name=axes is loss)
+    return figure
+
+
+@paper_style()
+def compare_trainings(logs: Mapping[str, pd.DataFrame], warmup: int | None) -> PaperFigure:
+    """Several variants side by side: mIoU and small-class mean on validation images, weight λ, consistent share."""
+    figure = new_figure(PAGE, 3.9)
+    (score, small), (weight, share) = figure.subplots(2, 2, sharex=True)
+    variants = in_order(logs)
+    colours = variant_colours(variants)
+    for i, variant in enumerate(variants):
+        scored = logs[variant].dropna(subset=["val_miou"])
+        style = {"color": colours[variant], "marker": MARKERS[i % len(MARKERS)], "markersize": 3.5}
+        score.plot(scored["iteration"], 100 * scored["val_miou"], label=variant_label(variant), **style)
+        if "val_small_miou" in scored:
+            small.plot(scored["iteration"], 100 * scored["val_small_miou"], **style)
+        _smooth_line(share, logs[variant], "consistent_share", 100, color=colours[variant])
+    score.set(title="Validation mIoU", ylabel="IoU (%)", ylim=(0, None))
+    small.set(title="Validation, small classes", ylabel="IoU (%)", ylim=(0, None))
+    _draw_weight(weight, logs, colours, warmup)
+    weight.set_xlabel("iteration")
+    share.set(title="Consistent region", ylabel="pixels (%)", ylim=(0, 100), xlabel="iteration")
+    for axes in (score, small, weight, share):
+        axes.grid(axis="y")
+        mark_warmup(axes, warmup, name=axes is score)
+    figure.legend(loc="outside upper center", ncols=min(len(variants), 5))
+    return figure
+
+
+@paper_style()
+def reliability_curves(reliability: pd.DataFrame, class_set: ClassSet, warmup: int | None) -> PaperFigure:
+    """Share of the consistent region, and how often CLIP's label is right inside and outside it, by class group.
+
+    `reliability`: rows as in reliability.csv. Groups are sums over pixels of the classes CLIP gives, not means over
+    classes.
+    """
+    groups = class_groups(reliability, class_set)
+    figure = new_figure(PAGE, 2.4)
+    panels = figure.subplots(1, 3, sharex=True)
+    titles = ("Share of consistent pixels", "CLIP right, consistent", "CLIP right, noisy")
+    for axes, key, title in zip(panels, ("share", "inside", "outside"), titles, strict=True):
+        for i, (name, group) in enumerate(groups.items()):
+            axes.plot(
+                group["iteration"],
+                100 * group[key],
+                marker=MARKERS[i],
+                color=GROUP_COLOURS[name],
+                label=name if axes is panels[0] else None,
+            )
+        axes.set(title=title, ylim=(0, 103), xlabel="iteration")
+        axes.grid(axis="y")
+        mark_warmup(axes, warmup, name=axes is panels[0])
+    panels[0].set_ylabel("pixels (%)")
+    figure.legend(loc="outside upper center", ncols=3)
+    return figure
+
+
+def class_groups(reliability: pd.DataFrame, class_set: ClassSet) -> dict[str, pd.DataFrame]:
+    """Pool reliability over all, large and small classes: {group: frame of iteration, share, inside, outside}, 0–1.
+
+    share = consistent / labelled pixels; inside and outside = share of the consistent and of the noisy pixels whose CLIP
+    label is right. nan where a group has no such pixel.
+    """
+    rows = reliability[reliability["class"] != "all"].copy()
+    small = {class_set.names[c] for c in class_set.small_ids}
+    rows["consistent"] = (rows["pixels"] * rows["share_consistent"]).fillna(0)
+    rows["noisy"] = rows["pixels"] - rows["consistent"]
+    rows["right_inside"] = (rows["consistent"] * rows["precision_consistent"]).fillna(0)
+    rows["right_outside"] = (rows["noisy"] * rows.get("precision_noisy", np.nan)).fillna(0)
+    is_small = rows["class"].isin(small)
+    chosen = {"all classes": rows, "large classes": rows[~is_small], "small classes": rows[is_small]}
+    return {name: _pooled(group) for name, group in chosen.items() if len(group)}
+
+
+def _pooled(rows: pd.DataFrame) -> pd.DataFrame:
+    sums = rows.groupby("iteration")[["pixels", "consistent", "noisy", "right_inside", "right_outside"]].sum()
+    parts = {
+        "share": sums["consistent"] / sums["pixels"].where(sums["pixels"] > 0),
+        "inside": sums["right_inside"] / sums["consistent"].where(sums["consistent"] > 0),
+        "outside": sums["right_outside"] / sums["noisy"].where(sums["noisy"] > 0.5),
+    }
+    return pd.DataFrame(parts).reset_index()
+
+
+def mark_warmup(axes: Axes, warmup: int | None, name: bool = True) -> None:
+    """Mark the end of the warm-up by a dashed line; `name` writes it beside the line."""
+    if not warmup:
+        return
+    axes.axvline(warmup, color=FAINT, linestyle=(0, (4, 3)), linewidth=0.8, zorder=0.5)
+    if name:
+        axes.annotate(
+            "warm-up ends",
+            (warmup, 0.02),
+            (-3, 0),
+            xycoords=("data", "axes fraction"),
+            rotation=90,
+            ha="right",
+            textcoords="offset points",
+            va="bottom",
+            fontsize=7,
+            color=FAINT,
+        )
+
+
+def _draw_weight(axes: Axes, logs: Mapping[str, pd.DataFrame], colours: Mapping[str, str], warmup: int | None) -> None:
+    shown = []
+    for variant, log in logs.items():
+        after = log[(log["iteration"] > (warmup or 0)) & (log["weight"] > 0)]
+        if len(after):
+            axes.plot(after["iteration"], after["weight"], color=colours[variant])
+            shown.append(after["weight"])
+    axes.set(title="Weight λ of the noisy region", ylabel="λ")
+    if shown:
+        values = np.concatenate(shown)
+        axes.set_yscale("log")
+        axes.set_ylim(min(values.min() / 1.5, 0.1), max(values.max() * 1.5, 1))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_formatter("")
+        axes.axhline(1, color=FAINT, linewidth=0.6)
+    else:
+        axes.set_ylim(0, 1)
+        axes.text(0.5, 0.5, "no balancing", transform=axes.transAxes, ha="center", va="center", color=FAINT)
+
+
+def _smooth_line(
+    axes: Axes,
+    log: pd.DataFrame,
+    column: str,
+    scale: float = 1,
+    color: str = INK,
+    label: str = "",
+    linestyle: str = "-",
+) -> None:
+    """Plot a column: the values pale, their running mean over a fortieth of the training clear."""
+    values = scale * log[column]
+    window = max(1, len(log) // 40)
+    if window > 1:
+        axes.plot(log["iteration"], values, color=color, alpha=0.18, linewidth=0.6)
+    smooth = values.rolling(window, min_periods=1, center=True).mean()
+    axes.plot(log["iteration"], smooth, color=color, label=label or None, linestyle=linestyle)
+
+
+def _headroom(axes: Axes, factor: float) -> None:
+    axes.set_ylim(0, axes.get_ylim()[1] * factor)
+
+
+def spread_evenly(iterations: Sequence[int], count: int, warmup: int | None = None) -> list[int]:
+    """Choose at most `count` iterations by rule: first, last, the one nearest the warm-up's end, the rest evenly spaced."""
+    iterations = sorted(iterations)
+    if len(iterations) <= count:
+        return iterations
+    chosen = {iterations[0], iterations[-1]}
+    if warmup and count > 2:
+        chosen.add(min(iterations, key=lambda i: abs(i - warmup)))
+    for place in np.linspace(0, len(iterations) - 1, count).round().astype(int):
+        if len(chosen) < count:
+            chosen.add(iterations[place])
+    return sorted(chosen)

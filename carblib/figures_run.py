@@ -1,0 +1,395 @@
+"""What each figure of a run is drawn from, and its caption: functions RunResults -> (figure, record), in `FIGURES`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from carblib import params as parameters
+from carblib.figures_curves import class_groups, compare_trainings, reliability_curves, spread_evenly, training_curves
+from carblib.figures_data import class_frequency, classes_per_image, cooccurrence, dataset_difficulty, object_sizes
+from carblib.figures_images import GridRow, pick_rows, qualitative_grid, region_maps
+from carblib.figures_scores import (
+    ablation_plot,
+    confusion_matrix,
+    gain_over,
+    iou_bars,
+    masker_comparison,
+    object_size_curves,
+)
+from carblib.mask_folders import read_mask
+from carblib.readers import Split, open_split
+from carblib.results import RunResults, prediction_path, read_regions, region_folders, variant_label
+from carblib.style import FigureRecord, PaperFigure, figure_record, truth_name
+
+Drawn = tuple[PaperFigure, FigureRecord]
+REGION_MAPS = 4  # iterations shown of one image
+GRID_COLUMNS = ("pseudo_masks_global", "plain", "glv", "full")  # without glv or full, carb takes the place
+
+
+class Missing(Exception):
+    """Results that a figure needs and the run has not got; the message says what makes them."""
+
+
+# --- the data ----------------------------------------------------------------------------------------------------
+
+
+def _analysis(results: RunResults) -> dict[str, Any]:
+    if results.analysis is None:
+        raise Missing("analysis.json is missing; notebook 01_dataset_analysis makes it")
+    return results.analysis
+
+
+def _of_data(results: RunResults, figure: PaperFigure, caption: str, alt: str) -> Drawn:
+    analysis = _analysis(results)
+    return figure, figure_record(results.params, caption, alt, analysis["split"], analysis["images"])
+
+
+def _frequency(results: RunResults) -> Drawn:
+    analysis, names = _analysis(results), results.params.class_set.names
+    shares = np.array(analysis["pixel_share"])
+    common = sum(share > 0.9 for share in analysis["image_share"])
+    caption = (
+        "How often a class is there, and how much of the image it takes, sorted by pixel share; small classes bold. "
+        f"{common} of {len(names)} classes are in more than 90 % of the images, so that image-level labels hardly tell "
+        "images apart."
+    )
+    alt = (
+        f"Two bar charts per class. Most pixels: {names[shares.argmax()]}, {100 * shares.max():.0f} %; "
+        f"fewest: {names[shares.argmin()]}, {100 * shares.min():.2f} %."
+    )
+    return _of_data(results, class_frequency(analysis, results.params.class_set, results.contrast), caption, alt)
+
+
+def _cooccurrence(results: RunResults) -> Drawn:
+    analysis = _analysis(results)
+    caption = (
+        "Co-occurrence: of the images that hold the row's class, the percentage that also hold the column's class."
+    )
+    alt = "Matrix of classes by classes; high values everywhere mean that classes come together."
+    return _of_data(results, cooccurrence(analysis, results.params.class_set), caption, alt)
+
+
+def _per_image(results: RunResults) -> Drawn:
+    analysis = _analysis(results)
+    counts = analysis["classes_per_image"]
+    caption = "Number of classes in an image."
+    alt = f"Histogram of classes per image; mean {np.mean(counts):.1f} of {len(results.params.class_set)}."
+    return _of_data(results, classes_per_image(analysis, results.contrast), caption, alt)
+
+
+def _sizes(results: RunResults) -> Drawn:
+    analysis = _analysis(results)
+    caption = (
+        "Sizes of connected components as a share of the image, per class: median, quartiles (box), 5th and 95th "
+        "percentile (whiskers); small classes bold."
+    )
+    alt = "Box plots of object size per class on a logarithmic axis, sorted by median size."
+    return _of_data(results, object_sizes(analysis, results.params.class_set, results.contrast), caption, alt)
+
+
+def _difficulty(results: RunResults) -> Drawn:
+    analysis = _analysis(results)
+    caption = (
+        "What makes the data hard for image-level labels: nearly every class is in nearly every image, classes come "
+        "together, and some are small. Upper row: class frequency, pixel share (log scale), classes per image. Lower "
+        "row: of the images with the row's class, the percentage with the column's; sizes of connected components "
+        "(median, quartiles, 5th and 95th percentile). Small classes bold."
+    )
+    alt = (
+        f"Five charts of the data; an image holds {np.mean(analysis['classes_per_image']):.1f} of "
+        f"{len(results.params.class_set)} classes on average."
+    )
+    return _of_data(results, dataset_difficulty(analysis, results.params.class_set, results.contrast), caption, alt)
+
+
+# --- scores ------------------------------------------------------------------------------------------------------
+
+
+def comparable(results: RunResults) -> dict[str, dict[str, Any]]:
+    """Return the evaluations on the split of the main variant: only these may stand in one chart or table."""
+    first = results.main_variant or next(iter(results.evaluations), None)
+    if first is None:
+        raise Missing("no evaluation yet; notebooks 02_pseudo_masks and 04_small_object_evaluation make them")
+    split = results.evaluations[first]["split"]
+    return {variant: e for variant, e in results.evaluations.items() if e["split"] == split}
+
+
+def _of_scores(results: RunResults, evaluation: dict[str, Any], figure: PaperFigure, caption: str, alt: str) -> Drawn:
+    split, images = evaluation["split"], evaluation["images"]
+    return figure, figure_record(results.params, caption, alt, split, images, checkpoint(evaluation))
+
+
+def checkpoint(evaluation: dict[str, Any]) -> str:
+    """Name the trained network behind an evaluation, "none" for CLIP's own masks."""
+    if evaluation["variant"].startswith("pseudo_masks"):
+        return "none"
+    iteration = evaluation.get("iteration")
+    return f"train/{evaluation['variant']}" + (f" at iteration {iteration}" if iteration else "")
+
+
+def _scores_in_words(evaluations: dict[str, dict[str, Any]]) -> str:
+    scores = [f"{variant_label(v)} {100 * e['miou']:.1f}" for v, e in evaluations.items() if e["miou"] is not None]
+    return "mIoU in percent: " + ", ".join(scores) + "."
+
+
+def _main(results: RunResults) -> dict[str, Any]:
+    if results.main_variant is None:
+        raise Missing("no trained network was evaluated; notebook 04_small_object_evaluation does it")
+    return results.evaluations[results.main_variant]
+
+
+def _iou(results: RunResults) -> Drawn:
+    chosen = comparable(results)
+    caption = "IoU per class, sorted by pixel share, with 95 % bootstrap intervals over images; small classes bold."
+    last = list(chosen.values())[-1] if results.main_variant is None else _main(results)
+    figure = iou_bars(list(chosen.values()), results.params.class_set)
+    return _of_scores(results, last, figure, caption, "Grouped bars of IoU per class. " + _scores_in_words(chosen))
+
+
+def _object_sizes(results: RunResults) -> Drawn:
+    chosen = {variant: e for variant, e in comparable(results).items() if e.get("objects")}
+    if not chosen:
+        raise Missing("no evaluation measured objects; evaluate again in notebook 04_small_object_evaluation")
+    caption = (
+        "Recall (at least half of the object's pixels found) and IoU of the small classes' objects against their size; "
+        "n counts objects. An object is a connected component."
+    )
+    figure = object_size_curves(list(chosen.values()))
+    alt = "Two line charts over object size: recall and IoU, one line per variant."
+    return _of_scores(results, list(chosen.values())[-1], figure, caption, alt)
+
+
+def _gain(results: RunResults) -> Drawn:
+    chosen, evaluation = comparable(results), _main(results)
+    if "pseudo_masks_global" not in chosen:
+        raise Missing(
+            f"the pseudo-masks were not evaluated on split {evaluation['split']}; notebook 02_pseudo_masks does it"
+        )
+    others = [e for variant, e in chosen.items() if variant not in ("pseudo_masks_global", "ceiling")]
+    caption = "IoU gained over CLIP's whole-image pseudo-masks per class, in points, sorted by pixel share; small bold."
+    gain = 100 * (evaluation["miou"] - chosen["pseudo_masks_global"]["miou"])
+    alt = f"Dot plot of gains per class. Mean gain of {variant_label(evaluation['variant'])}: {gain:+.1f} points."
+    figure = gain_over(chosen["pseudo_masks_global"], others, results.params.class_set)
+    return _of_scores(results, evaluation, figure, caption, alt)
+
+
+def _pseudo_masks(results: RunResults) -> Drawn:
+    chosen = {variant: e for variant, e in results.evaluations.items() if variant.startswith("pseudo_masks")}
+    if not chosen:
+        raise Missing("the pseudo-masks were not evaluated; notebook 02_pseudo_masks does it")
+    first = next(iter(chosen.values()))
+    chosen = {variant: e for variant, e in chosen.items() if e["split"] == first["split"]}
+    caption = (
+        "Quality of CLIP's pseudo-masks per class, sorted by pixel share, from the whole image and from zoomed local "
+        "views, with 95 % bootstrap intervals over images; small classes bold."
+    )
+    figure = iou_bars(list(chosen.values()), results.params.class_set)
+    return _of_scores(results, first, figure, caption, "Grouped bars of IoU per class. " + _scores_in_words(chosen))
+
+
+def _confusion(results: RunResults) -> Drawn:
+    evaluation = comparable(results)[results.main_variant] if results.main_variant else _main(results)
+    caption = (
+        f"Confusion of {variant_label(evaluation['variant'])}, row-normalised: of a true class's pixels, the percentage "
+        "predicted as each class. Cells under 0.5 % are left empty."
+    )
+    recall = np.diag(np.array(evaluation["confusion"], float)) / np.maximum(np.sum(evaluation["confusion"], 1), 1)
+    worst = results.params.class_set.names[int(recall.argmin())]
+    alt = f"Matrix of true by predicted classes; least found: {worst}, {100 * recall.min():.0f} % of its pixels."
+    return _of_scores(results, evaluation, confusion_matrix(evaluation, results.params.class_set), caption, alt)
+
+
+def _maskers(results: RunResults) -> Drawn:
+    if not results.maskers:
+        raise Missing("maskers.json is missing; notebook 02_pseudo_masks compares maskers")
+    caption = "Pseudo-masks by masker, best first: mIoU, mean over the small classes, and seconds per image."
+    best = max(results.maskers, key=lambda row: row["miou"] or 0)
+    alt = f"Bars per masker; best {best['masker'].replace('_', ' ')} with {100 * (best['miou'] or 0):.1f} % mIoU."
+    split, images = best.get("split", ""), int(best.get("images", 0))
+    return masker_comparison(results.maskers), figure_record(results.params, caption, alt, split, images)
+
+
+def _ablations(results: RunResults) -> Drawn:
+    if not results.ablations:
+        raise Missing("ablations.json is missing; notebook 05_ablations makes it")
+    seeds = sorted({row["seed"] for row in results.ablations})
+    caption = (
+        f"Ablations over {len(seeds)} seeds ({', '.join(map(str, seeds))}): tick marks are single seeds, symbols their "
+        "mean, lines one standard deviation to each side."
+    )
+    split, images = results.ablations[0].get("split", ""), int(results.ablations[0].get("images", 0))
+    alt = "Dot plot of mIoU and small-class mean per variant, path and masker."
+    record = figure_record(results.params, caption, alt, split, images, "one per variant and seed")
+    return ablation_plot(results.ablations), record
+
+
+# --- training ----------------------------------------------------------------------------------------------------
+
+
+def warmup_of(results: RunResults, variant: str) -> int | None:
+    """Return the iteration at which a variant's balancing begins, None where it has none."""
+    params = results.params
+    balanced = params.variant(variant).balancing if variant in parameters.VARIANTS else params.balancing
+    return params.warmup if balanced else None
+
+
+def _trained(results: RunResults, have: dict[str, Any], what: str) -> str:
+    """The variant among `have` that shows the method best: one with CARB, else any but the ceiling."""
+    ranked = [variant for variant in ("full", "carb", "glv", "plain") if variant in have]
+    variant = next(iter(ranked + [variant for variant in have if variant != "ceiling"]), None)
+    if variant is None:
+        raise Missing(f"{what} is missing; notebook 03_train makes it")
+    return variant
+
+
+def _of_training(results: RunResults, variant: str, figure: PaperFigure, caption: str, alt: str) -> Drawn:
+    split = results.params.val_split
+    return figure, figure_record(results.params, caption, alt, split, checkpoint=f"train/{variant}, over training")
+
+
+def _training(results: RunResults) -> Drawn:
+    variant = _trained(results, results.logs, "train/<variant>/log.csv")
+    log, warmup = results.logs[variant], warmup_of(results, variant)
+    caption = (
+        f"Training of {variant_label(variant)}: cross-entropy of the regions in both views, weight λ of the noisy region, "
+        "share of the consistent region in the training batches, and scores on validation images."
+    )
+    alt = f"Four line charts over {int(log['iteration'].max())} iterations."
+    weights = log["weight"].dropna()
+    if warmup is not None and len(weights):
+        caption += f" λ ends at {weights.tail(20).mean():.2g}."
+    return _of_training(results, variant, training_curves(log, warmup), caption, alt)
+
+
+def _trainings(results: RunResults) -> Drawn:
+    if len(results.logs) < 2:
+        raise Missing("train/<variant>/log.csv of two variants are needed; notebook 03_train makes them")
+    warmup = next((w for w in (warmup_of(results, variant) for variant in results.logs) if w is not None), None)
+    caption = (
+        "All trainings: scores on validation images, weight λ of the noisy region, and share of the consistent region in "
+        "the training batches. The ceiling is trained on true masks."
+    )
+    names = ", ".join(variant_label(variant) for variant in results.logs)
+    return _of_training(
+        results, "<variant>", compare_trainings(results.logs, warmup), caption, f"Four line charts: {names}."
+    )
+
+
+def _reliability(results: RunResults) -> Drawn:
+    variant = _trained(results, results.reliability, "train/<variant>/reliability.csv")
+    classes, rows = results.params.class_set, results.reliability[variant]
+    caption = (
+        f"Reliable regions over the training of {variant_label(variant)}, on validation images: share of CLIP's pixels on "
+        "which the network agrees, and how often CLIP's label is right where they agree and where they don't."
+    )
+    last = class_groups(rows, classes)["all classes"].iloc[-1]
+    alt = (
+        f"Three line charts for all, large and small classes; at the end {100 * last['share']:.0f} % of the pixels are "
+        f"consistent, and CLIP is right in {100 * last['inside']:.0f} % of them, in {100 * last['outside']:.0f} % of the others."
+    )
+    figure = reliability_curves(rows, classes, warmup_of(results, variant))
+    return _of_training(results, variant, figure, caption, alt)
+
+
+def _regions(results: RunResults) -> Drawn:
+    found = {variant: folders for variant in results.logs if (folders := region_folders(results, variant))}
+    variant = _trained(results, found, "train/<variant>/regions")
+    folders, warmup = found[variant], warmup_of(results, variant)
+    first = next(iter(folders.values()))
+    # By rule: of the watched images, the one in whose CLIP mask most classes are named; ties go to the first name.
+    names = [path.stem for path in sorted(first.glob("*.npz"))]
+    masks = {name: read_regions(first / f"{name}.npz")["pseudo_mask"] for name in names}
+    name = max(names, key=lambda name: len(np.unique(masks[name])))
+    kept = [iteration for iteration, folder in folders.items() if (folder / f"{name}.npz").is_file()]
+    chosen = spread_evenly(kept, REGION_MAPS, warmup)
+    regions = {iteration: read_regions(folders[iteration] / f"{name}.npz") for iteration in chosen}
+    split = open_split(results.params, results.params.val_split)
+    image = split.image(_index(split, name))
+    caption = (
+        f"Reliable regions of one image ({name}) over the training of {variant_label(variant)}. Upper row: CLIP's labels "
+        "where the network agrees; the noisy region is blank. Lower row: the network's prediction among the classes "
+        "present."
+    )
+    shares = ", ".join(f"{100 * regions[i]['consistent'].mean():.0f} % at {i}" for i in chosen)
+    figure = region_maps(image, regions, results.params.class_set, warmup)
+    record = figure_record(
+        results.params, caption, f"Region maps of one image; consistent: {shares}.", split.name, 1, f"train/{variant}"
+    )
+    return figure, record
+
+
+# --- qualitative grid --------------------------------------------------------------------------------------------
+
+
+def _index(split: Split, name: str) -> int:
+    if name not in split.names:
+        raise Missing(
+            f"image {name} is no longer in split {split.name} of {split.image_paths[0].parent}; evaluate again"
+        )
+    return split.names.index(name)
+
+
+def _grid(results: RunResults) -> Drawn:
+    evaluation, params = _main(results), results.params
+    chosen = pick_rows(evaluation["per_image"])
+    columns = _columns(results, evaluation["split"], list(chosen.values()))
+    split = open_split(params, evaluation["split"])
+    scores = {
+        variant: {row["name"]: row["miou"] for row in results.evaluations[variant]["per_image"]}
+        for variant in columns
+        if variant in results.evaluations and results.evaluations[variant]["split"] == evaluation["split"]
+    }
+    rows = []
+    for rule, name in chosen.items():
+        index, masks, notes = _index(split, name), {}, {}
+        for variant in columns:
+            path = prediction_path(results, variant, split.name, name)
+            masks[variant_label(variant)] = read_mask(path.parent, name, len(params.class_set))
+            score = scores.get(variant, {}).get(name)
+            notes[variant_label(variant)] = "" if score is None else f"mIoU {100 * score:.1f}"
+        if split.has_masks:
+            masks[truth_name(params)] = split.mask(index)
+        rows.append(GridRow(rule, split.image(index), masks, notes))
+    label = variant_label(evaluation["variant"])
+    caption = (
+        f"Images chosen by rule: best, median and worst by mIoU of {label}, and the one with most small objects "
+        f"({', '.join(chosen.values())}). Below each mask its mIoU in this image."
+    )
+    alt = f"Grid of {len(rows)} images: " + ", ".join(["image", *rows[0].masks]) + "."
+    return _of_scores(results, evaluation, qualitative_grid(rows, params.class_set), caption, alt)
+
+
+def _columns(results: RunResults, split: str, names: list[str]) -> list[str]:
+    wanted = [*GRID_COLUMNS[:3], results.main_variant] if results.main_variant else list(GRID_COLUMNS)
+    there = [
+        variant
+        for variant in dict.fromkeys(wanted)
+        if all(prediction_path(results, variant, split, name).is_file() for name in names)
+    ]
+    if not there or not names:
+        raise Missing(f"no saved masks of split {split}; notebook 04_small_object_evaluation writes predictions/")
+    return there
+
+
+FIGURES: tuple[tuple[str, Callable[[RunResults], Drawn]], ...] = (
+    ("dataset_difficulty", _difficulty),
+    ("class_frequency", _frequency),
+    ("cooccurrence", _cooccurrence),
+    ("classes_per_image", _per_image),
+    ("object_sizes", _sizes),
+    ("pseudo_mask_iou", _pseudo_masks),
+    ("masker_comparison", _maskers),
+    ("training_curves", _training),
+    ("compare_trainings", _trainings),
+    ("reliability_curves", _reliability),
+    ("region_maps", _regions),
+    ("qualitative_grid", _grid),
+    ("iou_per_class", _iou),
+    ("gain_over_pseudo_masks", _gain),
+    ("object_size_curves", _object_sizes),
+    ("confusion", _confusion),
+    ("ablations", _ablations),
+)

@@ -1,0 +1,199 @@
+"""What results say, in sentences: the notebooks' conclusions, put together from numbers so that they hold for any run.
+
+Every function takes what a run saved and returns Markdown. A sentence that depends on the outcome says what came out,
+also where a part of the method did not help.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from carblib.classes import ClassSet
+from carblib.figures_curves import class_groups
+from carblib.figures_run import comparable
+from carblib.results import RunResults, variant_label
+
+Evaluation = Mapping[str, Any]
+TAIL = 0.1  # share of the log that counts as the end of a training
+SWITCHED_OFF = 0.05  # weight λ below which the noisy region has next to no say
+
+
+def percent(share: float | None) -> str:
+    """Write a share 0–1 as a percentage with one digit, "–" where there is none."""
+    return "–" if share is None or np.isnan(share) else f"{100 * share:.1f} %"
+
+
+def points(after: float | None, before: float | None) -> str:
+    """Write the difference of two shares 0–1 in points with its sign, "–" where one is missing."""
+    return "–" if None in (after, before) else f"{100 * (after - before):+.1f}"
+
+
+# --- 01: image-level labels --------------------------------------------------------------------------------------
+
+
+def label_bits(labels: np.ndarray) -> np.ndarray:
+    """Return how much each class's label tells about an image, in bits (C,), from image-level labels (N, C) bool.
+
+    The entropy of "is the class there": 1 for a class in half of the images, 0 for one in all or none.
+    """
+    share = labels.mean(0).clip(1e-12, 1 - 1e-12)
+    return np.abs(share * np.log2(share) + (1 - share) * np.log2(1 - share)).round(6)
+
+
+def label_table(labels: np.ndarray, class_set: ClassSet) -> pd.DataFrame:
+    """Return a table of classes by share of images (percent) and bits, most informative first."""
+    columns = {"in images, %": 100 * labels.mean(0), "bits": label_bits(labels)}
+    return pd.DataFrame(columns, index=class_set.names).sort_values("bits", ascending=False)
+
+
+def of_pixels(analysis: Mapping[str, Any], class_set: ClassSet) -> str:
+    """Say how often classes are there and how little of the image the small ones take."""
+    shares, small = np.array(analysis["pixel_share"]), list(class_set.small_ids)
+    common = sum(share > 0.9 for share in analysis["image_share"])
+    few = f" The small classes together cover {percent(shares[small].sum())} of the pixels," if small else ""
+    largest = f" *{class_set.names[shares.argmax()]}* alone {percent(shares.max())}."
+    return f"{common} of {len(class_set)} classes are in more than 90 % of the images.{few}{largest}"
+
+
+def of_labels(labels: np.ndarray) -> str:
+    """Say how many classes an image holds and what its labels are worth."""
+    bits, (images, classes) = label_bits(labels), labels.shape
+    return (
+        f"An image holds {labels.sum(1).mean():.1f} of {classes} classes on average. Its labels are worth "
+        f"**{bits.sum():.1f} bits**; labels as open as a coin would be worth {classes}. Among {images} images there "
+        f"are {len(np.unique(labels, axis=0))} different sets of labels."
+    )
+
+
+# --- 02: pseudo-masks --------------------------------------------------------------------------------------------
+
+
+def of_zooming(whole: Evaluation, zoomed: Evaluation) -> str:
+    """Compare masks of the whole image with masks from local views, class by class."""
+    lines = [
+        f"{name}: mIoU {percent(one['miou'])}, small classes {percent(one['small_miou'])}."
+        for name, one in (("Whole image", whole), ("Local views", zoomed))
+    ]
+    pairs = zip(whole["class_names"], whole["iou"], zoomed["iou"], strict=True)
+    gains = {name: after - before for name, before, after in pairs if None not in (before, after)}
+    if gains:
+        up, down = max(gains, key=gains.get), min(gains, key=gains.get)
+        lines.append(
+            f"Of all classes, zooming in does most for *{up}* ({100 * gains[up]:+.1f} points of IoU) "
+            f"and least for *{down}* ({100 * gains[down]:+.1f})."
+        )
+    return " ".join(lines)
+
+
+def of_masks(whole: Evaluation, zoomed: Evaluation, ways: Sequence[Mapping[str, Any]]) -> str:
+    """Conclude on pseudo-masks: whether local views help the small classes, and which way of making masks is best."""
+    helped = None not in (whole["small_miou"], zoomed["small_miou"]) and zoomed["small_miou"] > whole["small_miou"]
+    best = max(ways, key=lambda row: row["miou"] or 0)
+    return (
+        f"**Local views change the small classes by {points(zoomed['small_miou'], whole['small_miou'])} points and all "
+        f"classes by {points(zoomed['miou'], whole['miou'])}.** "
+        + (
+            "They see what the whole image hides, which is why training listens to both."
+            if helped
+            else "On this data, with this CLIP and this patch size, they do not help the small classes."
+        )
+        + f" Of the ways compared, *{best['masker'].replace('_', ' ')}* has the highest mIoU: "
+        f"{percent(best['miou'])} on {best['images']} images."
+    )
+
+
+# --- 03: training ------------------------------------------------------------------------------------------------
+
+
+def training_table(results: RunResults) -> pd.DataFrame:
+    """Return a table of trainings: iterations, minutes, loss, λ and consistent share at the end, validation scores."""
+    rows = {}
+    for variant, log in results.logs.items():
+        tail, scores = log.tail(max(1, round(TAIL * len(log)))), log["val_miou"].dropna()
+        rows[variant_label(variant)] = {
+            "iterations": f"{log['iteration'].max():.0f}",
+            "minutes": f"{log['seconds'].max() / 60:.1f}",
+            "loss at the end": f"{tail['loss'].mean():.2f}",
+            "λ at the end": _number(tail["weight"].mean()),
+            "consistent": percent(tail["consistent_share"].mean()),
+            "best val mIoU": percent(scores.max() if len(scores) else None),
+            "last val mIoU": percent(scores.iloc[-1] if len(scores) else None),
+        }
+    return pd.DataFrame(rows).T
+
+
+def of_training(results: RunResults) -> str:
+    """Say per training whether agreement told right labels from wrong ones and where λ ended, then conclude."""
+    lines, distances = [], []
+    for variant, rows in results.reliability.items():
+        if variant == "ceiling":
+            continue
+        last = class_groups(rows, results.params.class_set)["all classes"].iloc[-1]
+        share, inside, outside = (percent(last[key]) for key in ("share", "inside", "outside"))
+        line = (
+            f"- {variant_label(variant)}: at the end {share} of the pixels are consistent; CLIP's label is right in "
+            f"{inside} of them and in {outside} of the others."
+        )
+        weight = results.logs[variant]["weight"].dropna().tail(20).mean() if variant in results.logs else float("nan")
+        if results.params.variant(variant).balancing and not np.isnan(weight):
+            line += f" λ ends at {weight:.2g}: " + (
+                "the noisy region is as good as switched off; what the network does not predict by now cannot return."
+                if weight < SWITCHED_OFF
+                else "the noisy region keeps a say."
+            )
+        lines.append(line)
+        distances.append(last["inside"] - last["outside"])
+    if distances and not np.isnan(np.nanmean(distances)):
+        apart = float(np.nanmean(distances))
+        verb, more = ("is", "more") if apart > 0 else ("is not", "less")
+        lines.append(
+            f"\n**Agreement {verb} a sign of truth here: inside the consistent region CLIP is right "
+            f"{100 * abs(apart):.0f} points {more} often than outside.** Whether acting on it pays is measured on other "
+            "images, in the next notebook."
+        )
+    return "\n".join(lines)
+
+
+def _number(value: float) -> str:
+    return "–" if np.isnan(value) else f"{value:.2g}"
+
+
+# --- 04: evaluation ----------------------------------------------------------------------------------------------
+
+
+def of_evaluation(results: RunResults) -> str:
+    """Compare the main result with its pseudo-masks, the plain baseline and the ceiling, then conclude."""
+    main = results.main_variant
+    if main is None:
+        return "No trained network was measured: there is nothing to conclude."
+    scores, lines = comparable(results), []
+    best = scores[main]
+    for other in ("pseudo_masks_global", "plain", "glv", "ceiling"):
+        if other in scores and other != main:
+            gain, small = (points(best[key], scores[other][key]) for key in ("miou", "small_miou"))
+            lines.append(
+                f"- {variant_label(main)} against {variant_label(other)}: {gain} points of mIoU, {small} on the small "
+                f"classes. {_overlap(best, scores[other])}"
+            )
+    found = {variant: one["objects"]["total"]["recall"] for variant, one in scores.items()}
+    words = [f"{variant_label(variant)} {percent(recall)}" for variant, recall in found.items() if recall is not None]
+    if words:
+        lines.append(f"- Small objects found: {', '.join(words)}.")
+    close = f"\n**On {best['images']} images, {variant_label(main)} reaches {percent(best['miou'])} mIoU"
+    if "pseudo_masks_global" in scores:
+        close += f"; CLIP's own masks of them have {percent(scores['pseudo_masks_global']['miou'])}"
+    lines.append(f"{close}.** One seed of training: before believing in a difference of a point, repeat with others.")
+    return "\n".join(lines)
+
+
+def _overlap(one: Evaluation, other: Evaluation) -> str:
+    (low, high), (other_low, other_high) = one["miou_interval"], other["miou_interval"]
+    if None in (low, high, other_low, other_high):
+        return ""
+    if low > other_high or high < other_low:
+        return "The intervals of mIoU do not overlap."
+    return "The intervals of mIoU overlap."

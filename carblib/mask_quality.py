@@ -1,0 +1,177 @@
+"""How good pseudo-masks are before anything is trained: the ways of making them, side by side on one split.
+
+The paper's way stands first; every other one changes one thing about it. `python -m carblib.mask_quality params/x.yaml`
+writes runs/<run>/maskers.json, from which the figure and the table are drawn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from carblib import __version__, files
+from carblib.errors import CarbError, cli
+from carblib.evaluate import confusion, iou, mean_of, resize_mask
+from carblib.figures import GridRow
+from carblib.infer import torch_device
+from carblib.labels import training_labels
+from carblib.masker import Masker, build_masker, pseudo_mask
+from carblib.params import Params, add_arguments, from_arguments
+from carblib.progress import bar_options
+from carblib.pseudo_masks import middle_scale, tiled_local_masks
+from carblib.readers import Split, open_split
+from carblib.style import truth_name
+from carblib.transforms import load_sized
+
+LOCAL = "local_views"
+# What each way changes about the paper's masker on the whole image. Windows get their size from CLIP itself.
+WAYS: dict[str, dict[str, Any]] = {
+    "value_path": {},
+    "value_path, no labels": {"gate": "none"},
+    "value_path, local views": {LOCAL: True},
+    "value_path, windows": {"mask_window": "CLIP's resolution"},
+    "value_path, scales and flip": {"mask_scales": (1.0, 1.5), "mask_flip": True},
+    "value_path, synonyms": {"synonyms": True},
+    "no_residual": {"masker": "no_residual"},
+    "query_query": {"masker": "query_query"},
+    "key_key": {"masker": "key_key"},
+    "sclip": {"masker": "sclip"},
+    "clearclip": {"masker": "clearclip"},
+    "naclip": {"masker": "naclip"},
+}
+PLAIN = {
+    "masker": "value_path",
+    "gate": "labels",
+    "synonyms": False,
+    "mask_window": None,
+    "mask_stride": None,
+    "mask_scales": (1.0,),
+    "mask_flip": False,
+}
+
+
+def maskers_path(params: Params) -> Path:
+    """Return runs/<run>/maskers.json."""
+    return params.run_dir / "maskers.json"
+
+
+def compare_maskers(params: Params, split: Split, images: int = 16) -> list[dict[str, Any]]:
+    """Measure every way of making pseudo-masks on at most `images` images of a split, evenly spaced.
+
+    Writes runs/<run>/maskers.json and returns its rows {masker, miou, small_miou (0–1 or None), seconds (per image),
+    split, images, version}. Ways that this CLIP or this image size cannot have are left out. Raises CarbError for a
+    split without masks.
+    """
+    if not split.has_masks:
+        raise CarbError(f"split {split.name}: has no masks to measure pseudo-masks against; {split.mask_note}")
+    chosen = np.unique(np.linspace(0, len(split) - 1, min(images, len(split))).round().astype(int)).tolist()
+    labels = torch.from_numpy(training_labels(params.updated(gate="labels"), split))
+    rows = []
+    with tqdm(total=len(WAYS), desc="ways of making masks", **bar_options()) as bar:
+        for name, changes in WAYS.items():
+            changed = _changed(params, changes)
+            if changed is not None:
+                rows.append({"masker": name} | _measure(changed, split, chosen, labels, LOCAL in changes))
+            bar.update()
+    files.write_json(maskers_path(params), rows)
+    return rows
+
+
+def _changed(params: Params, changes: Mapping[str, Any]) -> Params | None:
+    """Return the parameters of one way, None where this CLIP cannot have it."""
+    own = {key: value for key, value in changes.items() if key != LOCAL}
+    plain = params.updated(**PLAIN)
+    clip_model = build_masker(plain).clip
+    if "masker" in own and not clip_model.is_vit:
+        return None
+    if "mask_window" in own:
+        own["mask_window"] = (clip_model.resolution, clip_model.resolution)
+        if min(params.image_size) < clip_model.resolution:
+            return None
+    return plain.updated(**own)
+
+
+@torch.inference_mode()
+def _measure(params: Params, split: Split, chosen: list[int], labels: Tensor, local: bool) -> dict[str, Any]:
+    device = torch_device(params)
+    masker = build_masker(params, device)
+    classes, times = len(split.class_set), []
+    total = np.zeros((classes, classes + 1), np.int64)
+    for i in chosen:
+        image, truth = load_sized(split.image(i), params.image_size).to(device), split.mask(i)
+        started = time.perf_counter()
+        mask = _mask(masker, image, labels[i].to(device), params, local)
+        times.append(time.perf_counter() - started)
+        total += confusion(resize_mask(mask, truth.shape), truth, classes)
+    values = iou(total)
+    return {
+        "miou": _plain(mean_of(values)),
+        "small_miou": _plain(mean_of(values, split.class_set.small_ids)),
+        "seconds": float(np.median(times)),  # the first image also pays for what is set up once
+        "split": split.name,
+        "images": len(chosen),
+        "version": __version__,
+    }
+
+
+def _mask(masker: Masker, image: Tensor, labels: Tensor, params: Params, local: bool) -> np.ndarray:
+    if local:
+        mask = tiled_local_masks(masker, image, labels, params.patch, middle_scale(params))
+    else:
+        mask = masker(image[None], labels[None], params.image_size)[0]
+    return mask.cpu().numpy()
+
+
+def _plain(value: Any) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+@torch.inference_mode()
+def example_rows(params: Params, split: Split, chosen: Mapping[str, str]) -> list[GridRow]:
+    """Return rows of a qualitative grid for images {title: name}: masks without labels, with them, from local views.
+
+    With the truth where the split has it. Masks are made here and now with the run's masker.
+    """
+    device = torch_device(params)
+    masker, labels = build_masker(params, device), training_labels(params, split)
+    rows = []
+    for title, name in chosen.items():
+        i = split.names.index(name)
+        image, known = load_sized(split.image(i), params.image_size).to(device), torch.from_numpy(labels[i]).to(device)
+        similarity = masker.similarity(image[None])
+        masks = {
+            "no labels": pseudo_mask(similarity, None, params.image_size, "none")[0].cpu().numpy(),
+            "with labels": _mask(masker, image, known, params, False),
+            "local views": _mask(masker, image, known, params, True),
+        }
+        if split.has_masks:
+            masks[truth_name(params)] = split.mask(i)
+        rows.append(GridRow(title, split.image(i), masks))
+    return rows
+
+
+def main() -> int:
+    """Compare ways of making pseudo-masks on a split."""
+    parser = argparse.ArgumentParser(prog="python -m carblib.mask_quality", description=main.__doc__)
+    add_arguments(parser)
+    parser.add_argument("--split", help="split of the dataset; default: the val split")
+    parser.add_argument("--images", type=int, default=16, help="images to measure on, evenly spaced")
+    arguments = parser.parse_args()
+    params = from_arguments(arguments)
+    for row in compare_maskers(params, open_split(params, arguments.split or params.val_split), arguments.images):
+        shown = ["   –" if row[key] is None else f"{100 * row[key]:4.1f}" for key in ("miou", "small_miou")]
+        print(f"{row['masker']:28} mIoU {shown[0]}  small {shown[1]}  {row['seconds']:.2f} s per image")
+    print(maskers_path(params))
+    return 0
+
+
+if __name__ == "__main__":
+    cli(main)

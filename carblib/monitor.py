@@ -1,0 +1,99 @@
+"""Watching a training on validation images: mIoU, reliability of the consistent region, region maps of a few images.
+
+Validation masks are read here to measure, never to train. The maps are kept so that figures need no model.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from carblib import files
+from carblib.cache import FeatureCache
+from carblib.errors import CarbError
+from carblib.evaluate import confusion, iou, mean_of
+from carblib.labels import labels_of
+from carblib.masker import Masker
+from carblib.network import SegmentationNetwork
+from carblib.params import Params
+from carblib.readers import open_split
+from carblib.reliability import Reliability
+from carblib.transforms import load_sized, resize_mask
+
+
+class Monitor:
+    """Holds the validation images' pseudo-masks and (frozen backbone) features, so that a look costs little."""
+
+    def __init__(self, params: Params, masker: Masker, network: SegmentationNetwork, device: torch.device):
+        split = open_split(params, params.val_split)
+        if not split.has_masks:
+            raise CarbError(f"val_split: '{params.val_split}' has no masks to watch the training with; set val_every: 0")
+        self.params, self.device, self.split = params, device, split
+        step = max(1, len(split) // params.val_images) if params.val_images else 1
+        self.chosen = list(range(0, len(split), step))
+        self.truths = [resize_mask(split.mask(i), params.image_size) for i in self.chosen]
+        self.labels = [labels_of(truth, len(params.class_set)) for truth in self.truths]
+        self.cache = None
+        if params.cache_features:
+            self.cache = FeatureCache(network, split, self.chosen, params.image_size, device)
+        self.pseudo_masks = [self._pseudo_mask(masker, row) for row in range(len(self.chosen))]
+
+    @torch.inference_mode()
+    def _pseudo_mask(self, masker: Masker, row: int) -> np.ndarray:
+        labels = torch.from_numpy(self.labels[row])[None].to(self.device)
+        return masker(self._image(row)[None], labels, self.params.image_size)[0].cpu().numpy()
+
+    def _image(self, row: int) -> Tensor:
+        return load_sized(self.split.image(self.chosen[row]), self.params.image_size).to(self.device)
+
+    @torch.inference_mode()
+    def look(self, network: nn.Module, iteration: int, folder: Path) -> dict[str, float]:
+        """Measure the network now; appends to reliability.csv and writes region maps. Returns val mIoUs (0-1)."""
+        classes = self.params.class_set
+        matrix, reliability = np.zeros((len(classes), len(classes) + 1), np.int64), Reliability(classes.names)
+        network.eval()
+        for row, (truth, labels, pseudo_mask) in enumerate(
+            zip(self.truths, self.labels, self.pseudo_masks, strict=True)
+        ):
+            logits = self._logits(network, row)
+            matrix += confusion(logits.argmax(0).byte().cpu().numpy(), truth, len(classes))
+            absent = torch.from_numpy(~labels).to(self.device)
+            gated = logits.masked_fill(absent[:, None, None], float("-inf")).argmax(0).byte().cpu().numpy()
+            reliability.add(pseudo_mask, gated, truth)
+            if row < self.params.monitor_images:
+                self._keep(folder / "regions" / f"{iteration:06d}", self.split.names[self.chosen[row]], pseudo_mask, gated)
+        append_rows(folder / "reliability.csv", reliability.rows(iteration))
+        values = iou(matrix)
+        return {
+            "val_miou": float(mean_of(values)),
+            "val_small_miou": float(mean_of(values, classes.small_ids)),
+        }
+
+    def _logits(self, network: nn.Module, row: int) -> Tensor:
+        """Logits (C, H, W) of one validation image at the base size."""
+        if self.cache is None:
+            logits = network(self._image(row)[None])
+        else:
+            logits = network.classify(self.cache.whole(row).to(self.device))
+        return F.interpolate(logits.float(), self.params.image_size, mode="bilinear", align_corners=False)[0]
+
+    @staticmethod
+    def _keep(folder: Path, name: str, pseudo_mask: np.ndarray, prediction: np.ndarray) -> None:
+        buffer, consistent = io.BytesIO(), pseudo_mask == prediction
+        np.savez_compressed(buffer, pseudo_mask=pseudo_mask, prediction=prediction, consistent=consistent)
+        files.write_bytes(folder / f"{name}.npz", buffer.getvalue())
+
+
+def append_rows(path: Path, rows: list[dict]) -> None:
+    """Add rows to a CSV; rows of the same or a later iteration (written by a run that was then killed) are replaced."""
+    kept = []
+    if path.exists():
+        with path.open() as file:
+            kept = [row for row in csv.DictReader(file) if int(row["iteration"]) < rows[0]["iteration"]]
+    files.write_csv(path, [*kept, *rows])

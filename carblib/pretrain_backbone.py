@@ -1,0 +1,144 @@
+"""Pretrain the small embedded backbone by classifying rendered crops: ``python -m carblib.pretrain_backbone``.
+
+It plays the part that ImageNet plays in the paper: a MobileNetV2 learns to name what a crop shows (the kind of object
+or surface in its centre) and never sees a mask. The scenes come from a seed range of their own, disjoint from every
+split of the demo and from the small CLIP's scenes. Only the layers that the segmentation network uses are trained and
+written, already dilated to stride 8.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from carblib import errors, files
+from carblib.classes import CAMVID
+from carblib.network import SMALL_BACKBONE, normalise, small_backbone
+from carblib.pretrain_clip import RenderedScene
+from carblib.scenes import render_scene, scene_seed
+
+
+class CropSampler:
+    """Draws (crop, class) pairs: an object's crop is named by its kind, a surface crop by what fills its centre."""
+
+    def __init__(self, pool: list[RenderedScene], rng: np.random.Generator):
+        self.pool, self.rng = pool, rng
+        self.by_kind: dict[str, list[tuple[int, tuple[int, int, int, int]]]] = {}
+        for index, scene in enumerate(pool):
+            for item in scene.objects:
+                if item.visible_pixels >= 16:
+                    self.by_kind.setdefault(item.kind or CAMVID.names[item.class_id], []).append((index, item.box))
+            self._add_surfaces(index, scene)
+        self.kinds = sorted(kind for kind, entries in self.by_kind.items() if len(entries) >= len(pool) // 50)
+
+    def _add_surfaces(self, index: int, scene: RenderedScene) -> None:
+        height, width = scene.mask.shape
+        for _ in range(8):  # small squares that lie within one surface
+            top, left = int(self.rng.integers(height - 12)), int(self.rng.integers(width - 12))
+            values = np.unique(scene.mask[top : top + 12, left : left + 12])
+            if len(values) == 1 and values[0] < len(CAMVID):
+                box = (top, left, top + 12, left + 12)
+                self.by_kind.setdefault(CAMVID.names[values[0]], []).append((index, box))
+
+    def batch(self, count: int, size: int, zoom: tuple[float, float]) -> tuple[Tensor, Tensor]:
+        """Return crops (B, 3, size, size) uint8 and kinds (B,) long; pixels are enlarged by a factor from ``zoom``."""
+        crops = torch.zeros(count, 3, size, size, dtype=torch.uint8)
+        kinds = torch.from_numpy(self.rng.integers(len(self.kinds), size=count))
+        for row, kind in enumerate(kinds.tolist()):
+            entries = self.by_kind[self.kinds[kind]]
+            index, (top, left, bottom, right) = entries[int(self.rng.integers(len(entries)))]
+            image = self.pool[index].image
+            extent = max(bottom - top, right - left)
+            factor = math.exp(self.rng.uniform(math.log(zoom[0]), math.log(zoom[1])))
+            side = int(min(max(size / factor, 1.1 * extent), image.shape[0]))
+            y = int(np.clip((top + bottom) / 2 + self.rng.normal(0, 2) - side / 2, 0, image.shape[0] - side))
+            x = int(np.clip((left + right) / 2 + self.rng.normal(0, 2) - side / 2, 0, image.shape[1] - side))
+            pixels = torch.from_numpy(image[y : y + side, x : x + side]).permute(2, 0, 1)[None].float()
+            crop = F.interpolate(pixels, (size, size), mode="bilinear", align_corners=False, antialias=side > size)
+            crops[row] = (crop.flip(3) if self.rng.random() < 0.5 else crop)[0].round().clamp(0, 255).byte()
+        return crops, kinds
+
+
+def centre_pool(features: Tensor) -> Tensor:
+    """Average the middle half of the feature grid, where the named thing is: (B, F, h, w) -> (B, F)."""
+    height, width = features.shape[2:]
+    return features[:, :, height // 4 : height - height // 4, width // 4 : width - width // 4].mean((2, 3))
+
+
+def _render(index: int, seed: int) -> RenderedScene:
+    scene = render_scene(scene_seed("backbone", index, seed))
+    return RenderedScene(scene.image, scene.mask, scene.objects)
+
+
+def pretrain(minutes: float, scenes: int, batch_size: int, lr: float, seed: int, output: Path) -> Path:
+    """Train for a time budget, print the accuracy on crops of unseen scenes, write safetensors; returns the path."""
+    torch.manual_seed(seed)
+    with ProcessPoolExecutor(2) as pool:
+        rendered = list(
+            tqdm(
+                pool.map(partial(_render, seed=seed), range(scenes), chunksize=16),
+                total=scenes,
+                desc="rendering",
+                mininterval=10,
+            )
+        )
+    held_out = scenes // 20
+    sampler = CropSampler(rendered[held_out:], np.random.default_rng([seed, 1]))
+    check = CropSampler(rendered[:held_out], np.random.default_rng([seed, 2]))
+    check.kinds = sampler.kinds
+    backbone = small_backbone().to(memory_format=torch.channels_last)
+    classifier = nn.Linear(backbone.channels, len(sampler.kinds))
+    parameters = [*backbone.parameters(), *classifier.parameters()]
+    optim = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.02)
+    start, step, running = time.time(), 0, 0.0
+    while (done := (time.time() - start) / (60 * minutes)) < 1:
+        optim.param_groups[0]["lr"] = lr * min(1.0, done / 0.05) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+        crops, kinds = sampler.batch(batch_size, 64, (0.5, 3.0))
+        features = backbone(normalise(crops).to(memory_format=torch.channels_last))
+        loss = F.cross_entropy(classifier(centre_pool(features)), kinds, label_smoothing=0.05)
+        optim.zero_grad(set_to_none=True)
+        loss.backward()
+        optim.step()
+        step += 1
+        running = 0.98 * running + 0.02 * float(loss.detach())
+        if step % 100 == 0:
+            print(f"step {step}  {100 * done:.0f} %  loss {running / (1 - 0.98**step):.3f}", flush=True)
+    backbone.eval(), classifier.eval()
+    with torch.inference_mode():
+        crops, kinds = check.batch(1000, 64, (0.5, 3.0))
+        correct = classifier(centre_pool(backbone(normalise(crops)))).argmax(1) == kinds
+    state = {name: value.half() if value.is_floating_point() else value for name, value in backbone.state_dict().items()}
+    files.write_bytes(output, save({name: value.contiguous() for name, value in state.items()}))
+    print(
+        f"{output}: {step} steps, {len(sampler.kinds)} kinds, accuracy {100 * correct.float().mean():.1f} % on 1000 "
+        f"crops of unseen scenes, {output.stat().st_size / 1e6:.1f} MB"
+    )
+    return output
+
+
+def main() -> None:
+    """Parse the command line and pretrain."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=20, help="training time after rendering")
+    parser.add_argument("--scenes", type=int, default=2000)
+    parser.add_argument("--batch-size", type=int, default=96)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=SMALL_BACKBONE)
+    args = parser.parse_args()
+    pretrain(args.minutes, args.scenes, args.batch_size, args.lr, args.seed, args.output)
+
+
+if __name__ == "__main__":
+    errors.cli(main)

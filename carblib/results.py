@@ -1,0 +1,185 @@
+"""What one run saved, read back as plain data: figures, tables and the report are drawn from this, never from a model."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from carblib.errors import CarbError
+from carblib.files import read_json
+from carblib.params import Params, load_params
+
+# Reading order of the variants in every legend, table and grid: from CLIP's masks to the true-mask ceiling.
+VARIANT_LABELS = {
+    "pseudo_masks_global": "CLIP masks",
+    "pseudo_masks_local": "CLIP masks, local views",
+    "plain": "plain cross-entropy",
+    "glv": "+ global-local",
+    "carb": "+ CARB",
+    "full": "+ both",
+    "ceiling": "true masks (ceiling)",
+}
+LOG_COLUMNS = ("iteration", "loss", "weight", "consistent_share", "val_miou")
+RELIABILITY_COLUMNS = ("iteration", "class", "share_consistent", "precision_consistent", "pixels")
+EVALUATION_KEYS = ("variant", "split", "images", "class_names", "small_ids", "confusion", "iou", "miou", "per_image")
+
+
+@dataclass(frozen=True)
+class RunResults:
+    """The saved results of runs/<run>; what was not made yet is None or an empty dict.
+
+    `evaluations` (by variant), `analysis`, `maskers` and `ablations` are the parsed JSON files; `logs` and
+    `reliability` (by variant) are data frames of train/<variant>/log.csv and reliability.csv. `contrast` holds an
+    object-centric dataset's statistics from contrast.json, where the user has put one there.
+    """
+
+    folder: Path
+    params: Params
+    evaluations: dict[str, dict[str, Any]]
+    analysis: dict[str, Any] | None
+    maskers: list[dict[str, Any]] | None
+    ablations: list[dict[str, Any]] | None
+    logs: dict[str, pd.DataFrame]
+    reliability: dict[str, pd.DataFrame]
+    contrast: dict[str, Any] | None = None
+
+    @property
+    def run(self) -> str:
+        """The run's name, which is its folder's."""
+        return self.folder.name
+
+    @property
+    def main_variant(self) -> str | None:
+        """The trained variant that stands for the run: full, else carb, glv, plain, any other but the ceiling."""
+        trained = [v for v in self.evaluations if not v.startswith("pseudo_masks")]
+        ranked = [v for v in ("full", "carb", "glv", "plain") if v in trained]
+        others = [v for v in trained if v not in VARIANT_LABELS]
+        return next(iter(ranked + others + trained), None)
+
+
+def variant_label(variant: str) -> str:
+    """Return the words a figure or table shows for a variant."""
+    return VARIANT_LABELS.get(variant, variant.replace("_", " "))
+
+
+def in_order(variants: Any) -> list[str]:
+    """Sort variant names into reading order; unknown ones follow alphabetically, before the ceiling."""
+    known = list(VARIANT_LABELS)
+    place = {variant: (2 * i if variant == "ceiling" else i, "") for i, variant in enumerate(known)}
+    return sorted(variants, key=lambda variant: place.get(variant, (len(known), variant)))
+
+
+def load_results(folder: str | Path, params: Params | None = None) -> RunResults:
+    """Read everything runs/<run> holds. `params` default to the run's own params.yaml.
+
+    Raises CarbError for a missing folder, a damaged file, or results of other classes than the parameters'.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CarbError(
+            f"{folder}: no such run folder; run the notebooks first (python -m carblib.batch params/demo.yaml)"
+        )
+    params = params or run_params(folder)
+    evaluations = {path.stem: _evaluation(path, params) for path in sorted(folder.glob("evaluation/*.json"))}
+    logs = {path.parent.name: _frame(path, LOG_COLUMNS) for path in sorted(folder.glob("train/*/log.csv"))}
+    reliability = {
+        path.parent.name: _frame(path, RELIABILITY_COLUMNS) for path in sorted(folder.glob("train/*/reliability.csv"))
+    }
+    return RunResults(
+        folder=folder.resolve(),
+        params=params,
+        evaluations={variant: evaluations[variant] for variant in in_order(evaluations)},
+        analysis=_analysis(folder / "analysis.json", params),
+        maskers=_rows(folder / "maskers.json", ("masker", "miou", "small_miou", "seconds")),
+        ablations=_rows(folder / "ablations.json", ("variant", "path", "masker", "seed", "miou", "small_miou")),
+        logs={variant: logs[variant] for variant in in_order(logs) if len(logs[variant])},
+        reliability={variant: reliability[variant] for variant in in_order(reliability) if len(reliability[variant])},
+        contrast=read_json(folder / "contrast.json") if (folder / "contrast.json").is_file() else None,
+    )
+
+
+def run_params(folder: Path) -> Params:
+    """Read the parameters a run was made with, which its notebooks leave in params.yaml."""
+    path = folder / "params.yaml"
+    if path.is_file():
+        return load_params(path)
+    raise CarbError(f"{path}: no such file; name the parameters with --params params/{folder.resolve().name}.yaml")
+
+
+def prediction_path(results: RunResults, variant: str, split: str, name: str) -> Path:
+    """Return where the mask of one image lies: a pseudo-mask for pseudo_masks_*, else the variant's prediction."""
+    masks = "pseudo_masks_crf" if results.params.crf else "pseudo_masks"
+    folders = {"pseudo_masks_global": masks, "pseudo_masks_local": "pseudo_masks_local"}
+    folder = folders.get(variant, f"predictions/{variant}")
+    return results.folder / folder / split / f"{name}.png"
+
+
+def region_folders(results: RunResults, variant: str) -> dict[int, Path]:
+    """Return {iteration: folder of <name>.npz} of a variant's saved region maps, ascending; {} where there is none."""
+    folders = (results.folder / "train" / variant / "regions").glob("*/")
+    found = {int(folder.name): folder for folder in folders if folder.name.isdigit() and any(folder.glob("*.npz"))}
+    return dict(sorted(found.items()))
+
+
+def read_regions(path: Path) -> dict[str, np.ndarray]:
+    """Read one image's region maps: pseudo_mask and prediction (H, W) uint8, consistent (H, W) bool."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {key: arrays[key] for key in ("pseudo_mask", "prediction", "consistent")}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise CarbError(f"{path}: damaged region map ({error}); delete its folder or train again") from error
+
+
+def numbers(values: Any) -> np.ndarray:
+    """Turn a (nested) list from JSON into a float array, None becoming nan."""
+    return np.array(values, dtype=float)
+
+
+def _evaluation(path: Path, params: Params) -> dict[str, Any]:
+    evaluation = read_json(path)
+    for key in EVALUATION_KEYS:
+        if key not in evaluation:
+            raise CarbError(f"{path}: '{key}' is missing; delete the file and evaluate again")
+    _same_classes(path, evaluation["class_names"], params)
+    return evaluation
+
+
+def _analysis(path: Path, params: Params) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    analysis = read_json(path)
+    _same_classes(path, analysis.get("class_names", []), params)
+    return analysis
+
+
+def _same_classes(path: Path, names: list[str], params: Params) -> None:
+    if tuple(names) != params.class_set.names:
+        raise CarbError(f"{path}: made for other classes than the parameters' {params.class_set.name}; make it again")
+
+
+def _rows(path: Path, keys: tuple[str, ...]) -> list[dict[str, Any]] | None:
+    if not path.is_file():
+        return None
+    rows = read_json(path)
+    rows = rows["rows"] if isinstance(rows, dict) and "rows" in rows else rows
+    for row in rows:
+        missing = [key for key in keys if key not in row]
+        if missing:
+            raise CarbError(f"{path}: a row lacks '{missing[0]}'; delete the file and make it again")
+    return rows
+
+
+def _frame(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+    try:
+        frame = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise CarbError(f"{path}: not readable as CSV ({error}); train again or delete the file") from error
+    missing = [column for column in columns if column not in frame]
+    if missing:
+        raise CarbError(f"{path}: no column '{missing[0]}'; train again or delete the file")
+    return frame

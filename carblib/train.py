@@ -1,0 +1,371 @@
+"""Training: warm-up, then consistency-aware region balancing, over global and local views (method, sections 4 and 5).
+
+One iteration: draw a batch of crops; take the global pseudo-mask from disk (single path) or from CLIP (dual path); draw
+one local view and let CLIP zoom into it; run the network once; one loss for both views and both regions.
+
+A run lives in ``runs/<run>/train/<variant>/``: ``log.csv``, ``reliability.csv``, ``regions/``, ``checkpoint.pt`` (all
+state, for resuming), ``final.pt`` (the network) and, written last, ``done.json``. What a batch holds depends on
+(seed, iteration) alone, so a run that is killed and resumed ends with the same weights as one that is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from lightning_fabric import Fabric, seed_everything
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from carblib import __version__, errors, files
+from carblib.cache import FeatureCache
+from carblib.data import mix_seed, train_loader
+from carblib.errors import CarbError
+from carblib.labels import training_labels
+from carblib.loss import LossParts, RegionBalancedLoss, build_loss
+from carblib.masker import Masker, build_masker
+from carblib.monitor import Monitor
+from carblib.network import SegmentationNetwork, build_network
+from carblib.params import Params, load_params
+from carblib.progress import bar_options
+from carblib.readers import open_split
+from carblib.views import LocalView, local_pseudo_mask, sample_local_view
+
+LOG_COLUMNS = [
+    *("iteration", "loss", "consistent", "noisy", "local_consistent", "local_noisy", "weight", "consistent_share"),
+    *("lr", "seconds", "val_miou", "val_small_miou"),
+]
+
+
+@dataclass
+class Shared:
+    """What all variants of a run share and need not compute twice."""
+
+    fabric: Fabric
+    masker: Masker
+    cache: FeatureCache | None
+    monitor: Monitor | None
+
+
+@dataclass
+class Training:
+    """Everything one iteration needs; network, optimizer, loss and iteration are what a checkpoint holds."""
+
+    params: Params
+    shared: Shared
+    folder: Path
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    loss: RegionBalancedLoss
+    iteration: int = 0
+
+
+def train(params: Params, variant: str, shared: Shared | None = None, folder: Path | None = None) -> Path:
+    """Train one variant of a run, resuming where an interrupted one stopped; returns its folder.
+
+    variant: plain, glv, carb, full or ceiling (`Params.variant`). A finished variant with the same parameters is not
+    trained again. `shared` (from `share`) saves work when several variants are trained in one process. Raises CarbError
+    when the folder holds a run with other parameters.
+    """
+    params = params.variant(variant)
+    folder = folder or params.run_dir / "train" / variant
+    if is_done(folder, params):
+        return folder
+    training = build(params, shared or share(params), folder)
+    resume(training)
+    try:
+        run(training)
+    except KeyboardInterrupt:
+        save_checkpoint(training)
+        print(f"stopped at iteration {training.iteration}; {folder / 'checkpoint.pt'} holds it: start again to go on")
+        raise
+    return folder
+
+
+def is_done(folder: Path, params: Params) -> bool:
+    """Tell whether the folder holds a finished run of these parameters; CarbError if it holds one of others."""
+    for name in ("done.json", "params.json"):
+        if (folder / name).exists():
+            check_same(files.read_json(folder / name)["params"], params, folder)
+            return name == "done.json"
+    return False
+
+
+def check_same(before: dict, params: Params, folder: Path) -> None:
+    """Raise CarbError naming the training parameters that differ between a folder's run and this one."""
+    now = params.training_dump()
+    changed = sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key))
+    if changed:
+        raise CarbError(
+            f"{folder}: holds a run with other values of {', '.join(changed)}; "
+            f"choose another 'run' name or delete the folder"
+        )
+
+
+def start_fabric(params: Params) -> Fabric:
+    """Start Lightning Fabric on the device the parameters ask for."""
+    if params.device == "cuda" and not torch.cuda.is_available():
+        raise CarbError("device: cuda is asked for but torch sees no CUDA device; use device: auto or cpu")
+    accelerator = "cpu" if params.device == "cpu" or not torch.cuda.is_available() else "cuda"
+    fabric = Fabric(
+        accelerator=accelerator, devices=params.devices, num_nodes=params.num_nodes, precision=params.precision
+    )
+    fabric.launch()
+    return fabric
+
+
+def share(params: Params) -> Shared:
+    """Load CLIP, and compute what does not change in training: frozen features, validation pseudo-masks."""
+    fabric = start_fabric(params)
+    masker = build_masker(params, fabric.device)
+    network = build_network(params, masker.text.mean_per_class)
+    cache = monitor = None
+    if params.cache_features:
+        split = open_split(params, params.train_split)
+        cache = FeatureCache(network, split, range(len(split)), params.image_size, fabric.device)
+    if params.val_every and fabric.is_global_zero:
+        monitor = Monitor(params, masker, network, fabric.device)
+    return Shared(fabric, masker, cache, monitor)
+
+
+def build(params: Params, shared: Shared, folder: Path) -> Training:
+    """Assemble network, optimiser and loss for a run that starts at iteration 0."""
+    fabric = shared.fabric
+    seed_everything(params.seed, workers=True, verbose=False)
+    network = build_network(params, shared.masker.text.mean_per_class)
+    if params.sync_bn:
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    trained = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, params.lr, momentum=params.momentum, weight_decay=params.weight_decay)
+    network, optimizer = fabric.setup(torch.compile(network) if params.compile else network, optimizer)
+    network.mark_forward_method("classify")
+    loss = build_loss(params).to(fabric.device)
+    return Training(params, shared, folder, network, optimizer, loss)
+
+
+# --- one iteration ---------------------------------------------------------------------------------------------------
+def step(training: Training, batch: dict[str, Tensor]) -> LossParts:
+    """Run one iteration on a batch and return the parts of its loss."""
+    params, fabric = training.params, training.shared.fabric
+    for group in training.optimizer.param_groups:
+        group["lr"] = learning_rate(params, training.iteration)
+    with fabric.autocast(), torch.no_grad():
+        global_mask = global_pseudo_mask(training, batch)
+        view, local_mask = local_view(training, batch)
+    parts = training.loss(
+        crop_logits(training, batch),
+        global_mask,
+        batch["labels"],
+        training.iteration,
+        valid=batch["valid"],
+        view=view,
+        local_mask=local_mask,
+        reduce=mean_over(fabric),
+    )
+    training.optimizer.zero_grad(set_to_none=True)
+    fabric.backward(parts.total)
+    training.optimizer.step()
+    training.iteration += 1
+    return parts
+
+
+def global_pseudo_mask(training: Training, batch: dict[str, Tensor]) -> Tensor:
+    """The global view's pseudo-mask M_G (B, H, W): from disk (single path) or from CLIP now (dual path)."""
+    if training.params.supervision == "masks" or training.params.path == "single":
+        return batch["mask"]
+    return training.shared.masker(batch["clip_image"], batch["labels"], training.params.crop)
+
+
+def local_view(training: Training, batch: dict[str, Tensor]) -> tuple[LocalView | None, Tensor | None]:
+    """Draw this iteration's local view and let CLIP name its pixels: (view, M_L (B, h, w)), or nothing without it."""
+    params = training.params
+    if not params.local_view:
+        return None, None
+    number = training.iteration * training.shared.fabric.world_size + training.shared.fabric.global_rank
+    generator = torch.Generator().manual_seed(mix_seed(params.seed, 2, number))
+    view = sample_local_view(
+        len(batch["labels"]), params.crop, params.patch, params.patch_rate, params.patch_offset, generator,
+        params.official_views,
+    )  # fmt: skip
+    return view, local_pseudo_mask(training.shared.masker, batch["clip_image"], batch["labels"], view)
+
+
+def crop_logits(training: Training, batch: dict[str, Tensor]) -> Tensor:
+    """Logits (B, C, h, w) of a batch of crops, by the whole network or by its head on cached features."""
+    if training.shared.cache is None:
+        return training.network(batch["image"])
+    features = training.shared.cache.crop(batch["index"], batch["flipped"], batch["box"], training.params.crop)
+    return training.network.classify(features.to(training.shared.fabric.device))
+
+
+def learning_rate(params: Params, iteration: int) -> float:
+    """Polynomial decay from lr to lr_min (method, section 6)."""
+    left = 1 - iteration / params.iterations
+    return params.lr_min + (params.lr - params.lr_min) * left**params.poly_power
+
+
+def mean_over(fabric: Fabric) -> Callable[[Tensor], Tensor]:
+    """The mean of a tensor over all processes, so that every GPU uses the same region weight."""
+    if fabric.world_size == 1:
+        return lambda value: value
+    return lambda value: fabric.all_reduce(value, reduce_op="mean")
+
+
+# --- the loop, its log and its checkpoints ---------------------------------------------------------------------------
+def run(training: Training) -> None:
+    """Iterate to the end: log, watch the validation images, keep checkpoints, write the result last."""
+    params, fabric, folder = training.params, training.shared.fabric, training.folder
+    monitor = training.shared.monitor
+    main = fabric.is_global_zero
+    split = open_split(params, params.train_split)
+    labels = training_labels(params, split)
+    loader = fabric.setup_dataloaders(
+        train_loader(params, split, labels, training.iteration, fabric.global_rank, fabric.world_size),
+        use_distributed_sampler=False,
+    )
+    log = LogWriter(folder / "log.csv", training.iteration) if main else None
+    start, first, shown = time.time(), training.iteration, {}
+    training.network.train()
+    bar = tqdm(total=params.iterations, initial=first, desc=folder.name, disable=not main, **bar_options())
+    with bar:
+        for batch in loader:
+            parts = step(training, batch)
+            done, last = training.iteration, training.iteration == params.iterations
+            scores = {}
+            if monitor and (done % params.val_every == 0 or last or done == params.warmup):
+                scores = monitor.look(training.network, done, folder)
+                training.network.train()
+            if main and (done % params.log_every == 0 or last or scores):
+                shown |= log.write(training, parts, scores, time.time() - start)
+                bar.set_postfix(shown, refresh=False)
+            bar.update()
+            if main and (done % params.checkpoint_every == 0 or last):
+                save_checkpoint(training)
+    fabric.barrier()
+    if main:
+        finish(training)
+
+
+class LogWriter:
+    """Appends rows to log.csv; rows after the resumed iteration (written, then lost with a kill) are dropped first."""
+
+    def __init__(self, path: Path, iteration: int):
+        self.path = path
+        rows = []
+        if path.exists() and iteration:
+            with path.open() as file:
+                rows = [row for row in csv.DictReader(file) if int(row["iteration"]) <= iteration]
+        files.write_csv(path, rows, LOG_COLUMNS)
+
+    def write(self, training: Training, parts: LossParts, scores: dict[str, float], seconds: float) -> dict[str, str]:
+        """Append one row; returns what the progress bar shows of it."""
+        values = {
+            "iteration": training.iteration,
+            "loss": float(parts.total),
+            "consistent": float(parts.consistent),
+            "noisy": float(parts.noisy),
+            "local_consistent": float(parts.local_consistent),
+            "local_noisy": float(parts.local_noisy),
+            "weight": float(parts.weight),
+            "consistent_share": float(parts.consistent_share),
+            "lr": learning_rate(training.params, training.iteration - 1),
+            "seconds": round(seconds, 2),
+        } | scores
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, LOG_COLUMNS).writerow(
+                {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in values.items()}
+            )
+        shown = {"loss": f"{values['loss']:.3f}", "agree": f"{values['consistent_share']:.0%}"}
+        return shown | {"val": f"{scores['val_miou']:.1%}"} if scores else shown
+
+
+def save_checkpoint(training: Training) -> None:
+    """Write all state atomically: iteration, network, optimiser, region weights' queues, random generators."""
+    if not training.shared.fabric.is_global_zero:
+        return
+    state = {
+        "params": training.params.training_dump(),
+        "iteration": training.iteration,
+        "network": plain_state(training.network),
+        "optimizer": training.optimizer.state_dict(),
+        "loss": training.loss.state_dict(),
+        "generator": torch.get_rng_state(),
+        "cuda_generators": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+    files.write_json(training.folder / "params.json", {"params": training.params.training_dump()})
+    files.save_torch(training.folder / "checkpoint.pt", state)
+
+
+def resume(training: Training) -> None:
+    """Take up a checkpoint if there is one. Raises CarbError if it can't be read or belongs to other parameters."""
+    path = training.folder / "checkpoint.pt"
+    if not path.exists():
+        return
+    state = files.load_torch(path)
+    check_same(state["params"], training.params, training.folder)
+    bare(training.network).load_state_dict(state["network"])
+    training.optimizer.load_state_dict(state["optimizer"])
+    training.loss.load_state_dict(state["loss"])
+    training.iteration = state["iteration"]
+    torch.set_rng_state(state["generator"])
+    if state["cuda_generators"] and torch.cuda.device_count() == len(state["cuda_generators"]):
+        torch.cuda.set_rng_state_all(state["cuda_generators"])
+    print(f"{path}: resuming at iteration {training.iteration}")
+
+
+def finish(training: Training) -> None:
+    """Write the trained network and, last of all, the marker that the run is complete."""
+    folder, params = training.folder, training.params
+    files.save_torch(
+        folder / "final.pt",
+        {
+            "params": params.model_dump(mode="json"),
+            "iteration": training.iteration,
+            "network": plain_state(training.network),
+        },
+    )
+    files.write_json(
+        folder / "done.json",
+        {"params": params.training_dump(), "iteration": training.iteration, "version": __version__},
+    )
+
+
+def bare(network: nn.Module) -> SegmentationNetwork:
+    """The network itself, out of Fabric's and torch.compile's wrappers."""
+    module = getattr(network, "module", network)
+    return getattr(module, "_orig_mod", module)
+
+
+def plain_state(network: nn.Module) -> dict[str, Tensor]:
+    """The network's state dict on the CPU, free of wrappers' prefixes."""
+    return {name: value.detach().cpu() for name, value in bare(network).state_dict().items()}
+
+
+def load_trained(path: Path) -> tuple[SegmentationNetwork, Params]:
+    """Return (network in evaluation mode on the CPU, its parameters) from a ``final.pt`` or ``checkpoint.pt``."""
+    state = files.load_torch(path)
+    if not isinstance(state, dict) or not {"params", "network"} <= state.keys():
+        raise CarbError(f"{path}: is no checkpoint of carblib; official ones are read by python -m carblib.checkpoints")
+    params = Params.model_validate(state["params"])
+    network = build_network(params.updated(backbone_weights="random"), state["network"]["text"])
+    network.load_state_dict(state["network"])
+    return network.eval(), params
+
+
+def main() -> None:
+    """Command line: train one variant of a run, on as many devices as the parameters say."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("params", type=Path, help="a file of params/")
+    parser.add_argument("--variant", default="full", choices=["plain", "glv", "carb", "full", "ceiling"])
+    args = parser.parse_args()
+    folder = train(load_params(args.params), args.variant)
+    print(f"trained network and logs: {folder}")
+
+
+if __name__ == "__main__":
+    errors.cli(main)

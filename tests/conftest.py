@@ -1,0 +1,57 @@
+"""Fixtures that several test files share: tiny CLIP models of OpenAI's architecture with random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from carblib.clip_models import ClipModel, clip, load_clip
+
+
+def tiny_clip(vision_layers: int | tuple[int, ...] = 4, vision_width: int = 128, seed: int = 0) -> torch.nn.Module:
+    """clip.model.CLIP of the embedded model's shape (ViT), or with a tuple of layers a tiny ResNet; random weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = clip.model.CLIP(
+            embed_dim=128,
+            image_resolution=64,
+            vision_layers=vision_layers,
+            vision_width=vision_width,
+            vision_patch_size=8,
+            context_length=77,
+            vocab_size=49408,
+            transformer_width=64,
+            transformer_heads=1,
+            transformer_layers=2,
+        )
+        for name, value in [*model.named_parameters(), *model.named_buffers()]:
+            # Zeros and ones of a fresh model (biases, norms, bn3) would hide what code forgets.
+            if value.dim() == 1 and value.is_floating_point() and "running_var" not in name:
+                value.data.add_(torch.randn_like(value) * 0.1)
+            if name.endswith("bn3.weight"):
+                value.data.add_(0.5)
+    return model.float().eval()
+
+
+@pytest.fixture(scope="session")
+def random_clip_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A state dict in OpenAI's format: ViT, patch 8, width 128, 4 layers, 64 px, 128 dimensions, random weights."""
+    path = tmp_path_factory.mktemp("clip") / "random_clip.pt"
+    torch.save(tiny_clip().state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def random_clip(random_clip_file: Path) -> ClipModel:
+    """The same, loaded. Tests must not change it."""
+    return load_clip(str(random_clip_file))
+
+
+@pytest.fixture(scope="session")
+def random_resnet_clip(tmp_path_factory: pytest.TempPathFactory) -> ClipModel:
+    """A tiny CLIP with a ResNet image tower, random weights. Tests must not change it."""
+    path = tmp_path_factory.mktemp("clip") / "random_resnet.pt"
+    torch.save(tiny_clip((1, 1, 1, 1), 8).state_dict(), path)
+    return load_clip(str(path))
