@@ -10,7 +10,17 @@ from matplotlib.axes import Axes
 
 from carblib.classes import ClassSet
 from carblib.results import in_order, variant_label
-from carblib.style import FAINT, INK, MARKERS, PAGE, PaperFigure, new_figure, paper_style, variant_colours
+from carblib.style import (
+    FAINT,
+    INK,
+    MARKERS,
+    PAGE,
+    PaperFigure,
+    legend_columns,
+    new_figure,
+    paper_style,
+    variant_colours,
+)
 
 LOSS_PARTS = {
     "consistent": ("consistent, global", "#0072b2", "-"),
@@ -36,7 +46,7 @@ def training_curves(log: pd.DataFrame, warmup: int | None) -> PaperFigure:
             _smooth_line(loss, log, column, color=colour, label=label, linestyle=line)
     loss.set_ylim(0, None)
     loss.set(title="Loss and its parts", ylabel="cross-entropy")
-    loss.legend(loc="upper right", ncols=2)
+    loss.legend(loc="upper right", ncols=2, frameon=True, framealpha=0.9, edgecolor="none")
     _headroom(loss, 1.25)
     _draw_weight(weight, {"": log}, {"": "#0072b2"}, warmup)
     _smooth_line(share, log, "consistent_share", 100, color="#0072b2")
@@ -53,7 +63,7 @@ def training_curves(log: pd.DataFrame, warmup: int | None) -> PaperFigure:
     score.legend(loc="upper left", ncols=2)
     for axes in (loss, weight, share, score):
         axes.grid(axis="y")
-        mark_warmup(axes, warmup, name=axes is loss)
+        mark_warmup(axes, warmup, name=axes is weight)
     return figure
 
 
@@ -78,8 +88,8 @@ def compare_trainings(logs: Mapping[str, pd.DataFrame], warmup: int | None) -> P
     share.set(title="Consistent region", ylabel="pixels (%)", ylim=(0, 100), xlabel="iteration")
     for axes in (score, small, weight, share):
         axes.grid(axis="y")
-        mark_warmup(axes, warmup, name=axes is score)
-    figure.legend(loc="outside upper center", ncols=min(len(variants), 5))
+        mark_warmup(axes, warmup, name=axes is weight)
+    figure.legend(loc="outside upper center", ncols=legend_columns(figure, [variant_label(v) for v in variants]))
     return figure
 
 
@@ -105,17 +115,17 @@ def reliability_curves(reliability: pd.DataFrame, class_set: ClassSet, warmup: i
             )
         axes.set(title=title, ylim=(0, 103), xlabel="iteration")
         axes.grid(axis="y")
-        mark_warmup(axes, warmup, name=axes is panels[0])
+        mark_warmup(axes, warmup, name=False, in_legend=axes is panels[0])
     panels[0].set_ylabel("pixels (%)")
-    figure.legend(loc="outside upper center", ncols=3)
+    figure.legend(loc="outside upper center", ncols=4, handlelength=2)
     return figure
 
 
 def class_groups(reliability: pd.DataFrame, class_set: ClassSet) -> dict[str, pd.DataFrame]:
     """Pool reliability over all, large and small classes: {group: frame of iteration, share, inside, outside}, 0–1.
 
-    share = consistent / labelled pixels; inside and outside = share of the consistent and of the noisy pixels whose CLIP
-    label is right. nan where a group has no such pixel.
+    share = consistent / labelled pixels; inside and outside = share of the consistent and of the noisy pixels whose
+    CLIP label is right. nan where a group has no such pixel.
     """
     rows = reliability[reliability["class"] != "all"].copy()
     small = {class_set.names[c] for c in class_set.small_ids}
@@ -138,11 +148,12 @@ def _pooled(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(parts).reset_index()
 
 
-def mark_warmup(axes: Axes, warmup: int | None, name: bool = True) -> None:
-    """Mark the end of the warm-up by a dashed line; `name` writes it beside the line."""
+def mark_warmup(axes: Axes, warmup: int | None, name: bool = True, in_legend: bool = False) -> None:
+    """Mark the warm-up's end by a dashed line; `name` writes so beside the line, `in_legend` in the legend."""
     if not warmup:
         return
-    axes.axvline(warmup, color=FAINT, linestyle=(0, (4, 3)), linewidth=0.8, zorder=0.5)
+    label = "warm-up ends" if in_legend else None
+    axes.axvline(warmup, color=FAINT, linestyle=(0, (4, 3)), linewidth=0.8, zorder=0.5, label=label)
     if name:
         axes.annotate(
             "warm-up ends",
@@ -174,7 +185,7 @@ def _draw_weight(axes: Axes, logs: Mapping[str, pd.DataFrame], colours: Mapping[
         axes.yaxis.set_minor_formatter("")
         axes.axhline(1, color=FAINT, linewidth=0.6)
     else:
-        axes.set_ylim(0, 1)
+        axes.set(ylim=(0, 1), yticks=[])
         axes.text(0.5, 0.5, "no balancing", transform=axes.transAxes, ha="center", va="center", color=FAINT)
 
 
@@ -201,7 +212,7 @@ def _headroom(axes: Axes, factor: float) -> None:
 
 
 def spread_evenly(iterations: Sequence[int], count: int, warmup: int | None = None) -> list[int]:
-    """Choose at most `count` iterations by rule: first, last, the one nearest the warm-up's end, the rest evenly spaced."""
+    """Choose at most `count` iterations by rule: first, last, the warm-up's end, the rest evenly spaced."""
     iterations = sorted(iterations)
     if len(iterations) <= count:
         return iterations

@@ -83,11 +83,11 @@ def object_sizes(analysis: dict[str, Any], class_set: ClassSet, contrast: dict[s
 def dataset_difficulty(
     analysis: dict[str, Any], class_set: ClassSet, contrast: dict[str, Any] | None = None
 ) -> PaperFigure:
-    """All of the dataset's difficulty on one page width: frequency, pixel share, classes per image, co-occurrence, sizes.
+    """All of it on one page width: frequency, pixel share, classes per image, co-occurrence, object sizes.
 
     `contrast`: see `class_frequency`, `classes_per_image` and `object_sizes`; any of its lists may be left out.
     """
-    figure = new_figure(PAGE, 1.7 + 0.34 * len(class_set))
+    figure = new_figure(PAGE, 2.6 + 0.26 * len(class_set))
     upper, lower = figure.subfigures(2, 1, height_ratios=(1, 1.15))
     axes = upper.subplots(1, 3, width_ratios=(1, 1, 1.1))
     _draw_image_share(axes[0], analysis, class_set, contrast)
@@ -158,8 +158,9 @@ def _draw_classes_per_image(axes: Axes, analysis: dict[str, Any], contrast: dict
         axes.stairs(other, edges, color=CONTRAST_COLOUR, linewidth=1.4, label=f"{contrast['name']}: mean {mean:.1f}")
         shares = np.concatenate([shares, other])
     axes.set(xlabel="classes in an image", ylabel="images (%)", xlim=(0.4, len(places) - 0.4))
-    axes.set_yticks([tick for tick in axes.get_yticks() if tick <= 100])
-    axes.set_ylim(0, 1.28 * shares.max())
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 5, 10)))
+    axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= 100])
+    axes.set_ylim(0, (1.45 if contrast else 1.25) * shares.max())
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y")
     axes.legend(loc="upper left")
@@ -222,7 +223,7 @@ def _draw_object_sizes(
 def draw_matrix(
     axes: Axes, shares: np.ndarray, rows: Sequence[str], columns: Sequence[str], unit: str, numbered: bool
 ) -> None:
-    """Draw percentages (rows, columns) as a matrix, with numbers written in or a colour bar in `unit`; nan stays grey."""
+    """Draw percentages (rows, columns) as a matrix, with numbers or a colour bar in `unit`; nan stays grey."""
     texts = [["" if np.isnan(share) or share < 0.5 else f"{share:.0f}" for share in row] for row in shares]
     sns.heatmap(
         shares,
@@ -236,7 +237,7 @@ def draw_matrix(
         fmt="",
         annot_kws={"fontsize": 7},
         cbar=not numbered,
-        cbar_kws=None if numbered else {"label": unit, "shrink": 0.8},
+        cbar_kws=None if numbered else {"label": unit, "shrink": 0.6},
         xticklabels=list(columns),
         yticklabels=list(rows),
     )

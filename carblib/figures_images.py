@@ -36,7 +36,7 @@ Box = tuple[int, int, int, int]
 class GridRow:
     """One image of a qualitative grid.
 
-    `image` (H, W, 3) uint8; `masks` {column title: (h, w) uint8 train ids}; `notes` {column title: short text below it};
+    `image` (H, W, 3) uint8; `masks` {title: (h, w) uint8 train ids}; `notes` {title: short text below it};
     `boxes` (top, left, bottom, right) in pixels of the image, drawn on the image (local views).
     """
 
@@ -79,9 +79,7 @@ def qualitative_grid(rows: Sequence[GridRow], class_set: ClassSet) -> PaperFigur
     Columns are those of the first row. Masks of another size than the image are shown over the same frame.
     """
     titles = ["image", *rows[0].masks]
-    figure, panels = _panels(
-        [row.image for row in rows], len(titles), legend_rows=2, notes=any(row.notes for row in rows)
-    )
+    figure, panels = _panels([row.image for row in rows], len(titles))
     for row, line in zip(rows, panels, strict=True):
         _picture(line[0], row.image, row.image.shape)
         for top, left, bottom, right in row.boxes:
@@ -100,6 +98,7 @@ def qualitative_grid(rows: Sequence[GridRow], class_set: ClassSet) -> PaperFigur
     for axes, title in zip(panels[0], titles, strict=True):
         axes.set_title(title, fontweight="normal")
     class_legend(figure, [mask for row in rows for mask in row.masks.values()], class_set)
+    _fit_height(figure, panels)
     return figure
 
 
@@ -107,18 +106,18 @@ def qualitative_grid(rows: Sequence[GridRow], class_set: ClassSet) -> PaperFigur
 def region_maps(
     image: np.ndarray, regions: Mapping[int, Mapping[str, np.ndarray]], class_set: ClassSet, warmup: int | None = None
 ) -> PaperFigure:
-    """Consistent region of one image at some iterations: above CLIP's labels where the network agrees, below its prediction.
+    """One image at some iterations: above CLIP's labels where the network agrees, below its prediction.
 
     `regions` {iteration: {pseudo_mask, prediction: (H, W) uint8; consistent: (H, W) bool}}. Pixels on which the two
     disagree (the noisy region) are left blank in the upper row.
     """
     iterations = sorted(regions)
-    figure, panels = _panels([image, image], len(iterations) + 1, legend_rows=2, notes=True)
+    figure, panels = _panels([image, image], len(iterations) + 1)
     first = regions[iterations[0]]
     blank = _blank(class_set)
     masks = [regions[i][key] for i in iterations for key in ("pseudo_mask", "prediction")]
     _picture(panels[0][0], image, image.shape)
-    panels[0][0].set_title("image", fontweight="normal")
+    panels[0][0].set_title("image", fontweight="normal", fontsize=7)
     _picture(panels[1][0], colorize(first["pseudo_mask"], class_set), image.shape)
     panels[1][0].set_xlabel("CLIP mask", labelpad=1.5, fontsize=7)
     for column, iteration in enumerate(iterations, start=1):
@@ -128,11 +127,12 @@ def region_maps(
         _picture(panels[0][column], shown, image.shape)
         _picture(panels[1][column], colorize(region["prediction"], class_set), image.shape)
         when = "" if not warmup else " (warm-up)" if iteration <= warmup else ""
-        panels[0][column].set_title(f"iteration {iteration}{when}", fontweight="normal")
+        panels[0][column].set_title(f"iteration {iteration}{when}", fontweight="normal", fontsize=7)
         panels[0][column].set_xlabel(f"{100 * agreed.mean():.0f} % consistent", labelpad=1.5, fontsize=7)
         panels[1][column].set_xlabel("prediction", labelpad=1.5, fontsize=7)
     noisy = Patch(facecolor=np.array(blank) / 255, edgecolor=INK, linewidth=0.6, label="noisy region")
     class_legend(figure, masks, class_set, extra=[noisy])
+    _fit_height(figure, panels)
     return figure
 
 
@@ -154,7 +154,7 @@ def similarity_panel(
         pictures[truth_title] = colorize(truth, class_set)
     total = len(pictures) + len(maps)
     columns = min(4, total)
-    figure, panels = _panels([image] * -(-total // columns), columns, legend_rows=2, notes=False)
+    figure, panels = _panels([image] * -(-total // columns), columns)
     flat = [axes for line in panels for axes in line]
     values = np.concatenate([np.ravel(values) for values in maps.values()])
     low, high = np.percentile(values, (1, 99))
@@ -173,16 +173,14 @@ def similarity_panel(
         bar.set_label("cosine similarity")
         bar.outline.set_linewidth(0.4)
     class_legend(figure, [mask] if truth is None else [mask, truth], class_set)
+    _fit_height(figure, panels)
     return figure
 
 
-def _panels(
-    images: Sequence[np.ndarray], columns: int, legend_rows: int, notes: bool
-) -> tuple[PaperFigure, list[list[Axes]]]:
-    """An empty grid at page width, a row per image, as high as the images' shapes ask for."""
-    width = (PAGE - 0.25) / columns
-    heights = [width * image.shape[0] / image.shape[1] for image in images]
-    figure = new_figure(PAGE, sum(heights) + len(images) * (0.17 if notes else 0.06) + 0.3 + 0.17 * legend_rows)
+def _panels(images: Sequence[np.ndarray], columns: int) -> tuple[PaperFigure, list[list[Axes]]]:
+    """An empty grid at page width with a row per image; `_fit_height` gives it its height."""
+    heights = [image.shape[0] / image.shape[1] for image in images]
+    figure = new_figure(PAGE, sum(heights) * PAGE / columns + 0.2 * len(images) + 0.8)
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.015, wspace=0, hspace=0)
     grid = figure.subplots(len(images), columns, squeeze=False, height_ratios=heights)
     for axes in grid.ravel():
@@ -191,6 +189,17 @@ def _panels(
         for spine in axes.spines.values():
             spine.set(visible=True, linewidth=0.4, color=FAINT)
     return figure, [list(line) for line in grid]
+
+
+def _fit_height(figure: PaperFigure, panels: list[list[Axes]]) -> None:
+    """Make the figure just as high as its pictures are at this width: no white bands, none smaller than its column."""
+    for _ in range(2):
+        figure.draw_without_rendering()
+        spare = 0.0
+        for line in panels:
+            slot, shown = line[0].get_position(original=True), line[0].get_position()
+            spare += slot.height - shown.height * slot.width / shown.width
+        figure.set_figheight(figure.get_figheight() * (1 - spare))
 
 
 def _picture(axes: Axes, picture: np.ndarray, frame: Sequence[int]) -> None:

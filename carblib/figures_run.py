@@ -21,7 +21,7 @@ from carblib.figures_scores import (
 )
 from carblib.mask_folders import read_mask
 from carblib.readers import Split, open_split
-from carblib.results import RunResults, prediction_path, read_regions, region_folders, variant_label
+from carblib.results import RunResults, comparable, prediction_path, read_regions, region_folders, variant_label
 from carblib.style import FigureRecord, PaperFigure, figure_record, truth_name
 
 Drawn = tuple[PaperFigure, FigureRecord]
@@ -108,13 +108,11 @@ def _difficulty(results: RunResults) -> Drawn:
 # --- scores ------------------------------------------------------------------------------------------------------
 
 
-def comparable(results: RunResults) -> dict[str, dict[str, Any]]:
-    """Return the evaluations on the split of the main variant: only these may stand in one chart or table."""
-    first = results.main_variant or next(iter(results.evaluations), None)
-    if first is None:
+def _comparable(results: RunResults) -> dict[str, dict[str, Any]]:
+    chosen = comparable(results)
+    if not chosen:
         raise Missing("no evaluation yet; notebooks 02_pseudo_masks and 04_small_object_evaluation make them")
-    split = results.evaluations[first]["split"]
-    return {variant: e for variant, e in results.evaluations.items() if e["split"] == split}
+    return chosen
 
 
 def _of_scores(results: RunResults, evaluation: dict[str, Any], figure: PaperFigure, caption: str, alt: str) -> Drawn:
@@ -142,7 +140,7 @@ def _main(results: RunResults) -> dict[str, Any]:
 
 
 def _iou(results: RunResults) -> Drawn:
-    chosen = comparable(results)
+    chosen = _comparable(results)
     caption = "IoU per class, sorted by pixel share, with 95 % bootstrap intervals over images; small classes bold."
     last = list(chosen.values())[-1] if results.main_variant is None else _main(results)
     figure = iou_bars(list(chosen.values()), results.params.class_set)
@@ -150,7 +148,7 @@ def _iou(results: RunResults) -> Drawn:
 
 
 def _object_sizes(results: RunResults) -> Drawn:
-    chosen = {variant: e for variant, e in comparable(results).items() if e.get("objects")}
+    chosen = {variant: e for variant, e in _comparable(results).items() if e.get("objects")}
     if not chosen:
         raise Missing("no evaluation measured objects; evaluate again in notebook 04_small_object_evaluation")
     caption = (
@@ -163,7 +161,7 @@ def _object_sizes(results: RunResults) -> Drawn:
 
 
 def _gain(results: RunResults) -> Drawn:
-    chosen, evaluation = comparable(results), _main(results)
+    chosen, evaluation = _comparable(results), _main(results)
     if "pseudo_masks_global" not in chosen:
         raise Missing(
             f"the pseudo-masks were not evaluated on split {evaluation['split']}; notebook 02_pseudo_masks does it"
@@ -191,10 +189,10 @@ def _pseudo_masks(results: RunResults) -> Drawn:
 
 
 def _confusion(results: RunResults) -> Drawn:
-    evaluation = comparable(results)[results.main_variant] if results.main_variant else _main(results)
+    evaluation = _main(results)
     caption = (
-        f"Confusion of {variant_label(evaluation['variant'])}, row-normalised: of a true class's pixels, the percentage "
-        "predicted as each class. Cells under 0.5 % are left empty."
+        f"Confusion of {variant_label(evaluation['variant'])}, row-normalised: of a true class's pixels, the "
+        "percentage predicted as each class. Cells under 0.5 % are left empty."
     )
     recall = np.diag(np.array(evaluation["confusion"], float)) / np.maximum(np.sum(evaluation["confusion"], 1), 1)
     worst = results.params.class_set.names[int(recall.argmin())]
@@ -215,7 +213,7 @@ def _maskers(results: RunResults) -> Drawn:
 def _ablations(results: RunResults) -> Drawn:
     if not results.ablations:
         raise Missing("ablations.json is missing; notebook 05_ablations makes it")
-    seeds = sorted({row["seed"] for row in results.ablations})
+    seeds = sorted({row["seed"] for row in results.ablations if row["seed"] is not None})
     caption = (
         f"Ablations over {len(seeds)} seeds ({', '.join(map(str, seeds))}): tick marks are single seeds, symbols their "
         "mean, lines one standard deviation to each side."
@@ -254,8 +252,8 @@ def _training(results: RunResults) -> Drawn:
     variant = _trained(results, results.logs, "train/<variant>/log.csv")
     log, warmup = results.logs[variant], warmup_of(results, variant)
     caption = (
-        f"Training of {variant_label(variant)}: cross-entropy of the regions in both views, weight λ of the noisy region, "
-        "share of the consistent region in the training batches, and scores on validation images."
+        f"Training of {variant_label(variant)}: cross-entropy of the regions in both views, weight λ of the noisy "
+        "region, share of the consistent region in the training batches, and scores on validation images."
     )
     alt = f"Four line charts over {int(log['iteration'].max())} iterations."
     weights = log["weight"].dropna()
@@ -269,8 +267,8 @@ def _trainings(results: RunResults) -> Drawn:
         raise Missing("train/<variant>/log.csv of two variants are needed; notebook 03_train makes them")
     warmup = next((w for w in (warmup_of(results, variant) for variant in results.logs) if w is not None), None)
     caption = (
-        "All trainings: scores on validation images, weight λ of the noisy region, and share of the consistent region in "
-        "the training batches. The ceiling is trained on true masks."
+        "All trainings: scores on validation images, weight λ of the noisy region, and share of the consistent region "
+        "in the training batches. The ceiling is trained on true masks."
     )
     names = ", ".join(variant_label(variant) for variant in results.logs)
     return _of_training(
@@ -282,13 +280,14 @@ def _reliability(results: RunResults) -> Drawn:
     variant = _trained(results, results.reliability, "train/<variant>/reliability.csv")
     classes, rows = results.params.class_set, results.reliability[variant]
     caption = (
-        f"Reliable regions over the training of {variant_label(variant)}, on validation images: share of CLIP's pixels on "
-        "which the network agrees, and how often CLIP's label is right where they agree and where they don't."
+        f"Reliable regions over the training of {variant_label(variant)}, on validation images: share of CLIP's pixels "
+        "on which the network agrees, and how often CLIP's label is right where they agree and where they don't."
     )
     last = class_groups(rows, classes)["all classes"].iloc[-1]
     alt = (
         f"Three line charts for all, large and small classes; at the end {100 * last['share']:.0f} % of the pixels are "
-        f"consistent, and CLIP is right in {100 * last['inside']:.0f} % of them, in {100 * last['outside']:.0f} % of the others."
+        f"consistent, and CLIP is right in {100 * last['inside']:.0f} % of them, in {100 * last['outside']:.0f} % of "
+        "the others."
     )
     figure = reliability_curves(rows, classes, warmup_of(results, variant))
     return _of_training(results, variant, figure, caption, alt)
@@ -309,9 +308,9 @@ def _regions(results: RunResults) -> Drawn:
     split = open_split(results.params, results.params.val_split)
     image = split.image(_index(split, name))
     caption = (
-        f"Reliable regions of one image ({name}) over the training of {variant_label(variant)}. Upper row: CLIP's labels "
-        "where the network agrees; the noisy region is blank. Lower row: the network's prediction among the classes "
-        "present."
+        f"Reliable regions of one image ({name}) over the training of {variant_label(variant)}. Upper row: "
+        "CLIP's labels where the network agrees; the noisy region is blank. Lower row: the network's prediction among "
+        "the classes present."
     )
     shares = ", ".join(f"{100 * regions[i]['consistent'].mean():.0f} % at {i}" for i in chosen)
     figure = region_maps(image, regions, results.params.class_set, warmup)

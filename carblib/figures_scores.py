@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from carblib.classes import ClassSet
 from carblib.figures_data import MOST_NUMBERED, draw_matrix, percent
@@ -24,6 +26,7 @@ from carblib.style import (
     PAGE,
     SPARE_COLOURS,
     PaperFigure,
+    legend_columns,
     new_figure,
     paper_style,
     variant_colours,
@@ -39,7 +42,7 @@ def iou_bars(evaluations: Sequence[Evaluation], class_set: ClassSet) -> PaperFig
     shares = 100 * shares / max(shares.sum(), 1)
     order = np.argsort(-shares, kind="stable")
     places = np.concatenate([np.arange(len(order)), len(order) + np.array([0.4, 1.4])])
-    figure = new_figure(PAGE, 2.6)
+    figure = new_figure(PAGE, 3.1)
     axes = figure.subplots()
     colours = variant_colours([evaluation["variant"] for evaluation in evaluations])
     width = 0.84 / len(evaluations)
@@ -57,17 +60,20 @@ def iou_bars(evaluations: Sequence[Evaluation], class_set: ClassSet) -> PaperFig
             yerr=np.nan_to_num(errors),
             error_kw={"elinewidth": 0.6, "ecolor": FAINT},
         )
-    labels = [f"{class_set.names[c]}\n{percent(shares[c])} %" for c in order] + ["mean", "small\nmean"]
-    crowded = len(order) > MOST_NUMBERED
-    axes.set_xticks(places, [label.replace("\n", " ") for label in labels] if crowded else labels)
+    labels = [f"{class_set.names[c]} {percent(shares[c])} %" for c in order] + ["mean", "small mean"]
+    axes.set_xticks(places, labels, rotation=40, ha="right", rotation_mode="anchor")
     for tick, small in zip(axes.get_xticklabels(), [*(class_set.small[c] for c in order), False, True], strict=True):
-        tick.set(fontweight="bold" if small else "normal", rotation=90 if crowded else 0)
+        tick.set_fontweight("bold" if small else "normal")
     axes.axvline(len(order) - 0.3, color=FAINT, linewidth=0.6)
     axes.tick_params(axis="x", length=0)
     axes.set(ylabel="IoU (%)", ylim=(0, 100), xlim=(-0.55, places[-1] + 0.55))
     axes.grid(axis="y")
-    figure.legend(loc="outside upper center", ncols=min(len(evaluations), 4 if len(evaluations) > 5 else 5))
+    figure.legend(loc="outside upper center", ncols=legend_columns(figure, _labels(evaluations)))
     return figure
+
+
+def _labels(evaluations: Sequence[Evaluation]) -> list[str]:
+    return [variant_label(evaluation["variant"]) for evaluation in evaluations]
 
 
 def _with_means(evaluation: Evaluation, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -106,13 +112,11 @@ def object_size_curves(evaluations: Sequence[Evaluation], class_name: str = "") 
                 label=variant_label(evaluation["variant"]) if key == "iou" else None,
             )
         axes.set_xticks(places, labels)
-        axes.set(
-            xlim=(-0.3, len(places) - 0.7), ylim=(-3, 103), ylabel=f"{title} of {class_name or 'small'} objects (%)"
-        )
+        axes.set(xlim=(-0.3, len(places) - 0.7), ylim=(-3, 103), ylabel=f"{class_name or 'small'} objects (%)")
         axes.set_xlabel("object size")
         axes.grid(axis="y")
         axes.set_title(title)
-    figure.legend(loc="outside upper center", ncols=min(len(evaluations), 5))
+    figure.legend(loc="outside upper center", ncols=legend_columns(figure, _labels(evaluations)), handlelength=2.6)
     return figure
 
 
@@ -122,7 +126,7 @@ def _line(variant: str) -> str:
 
 @paper_style()
 def gain_over(reference: Evaluation, evaluations: Sequence[Evaluation], class_set: ClassSet) -> PaperFigure:
-    """IoU gained over a reference (the pseudo-masks) per class, in points, classes sorted by pixel share, means last."""
+    """IoU gained over a reference (the pseudo-masks) per class, in points, sorted by pixel share, means last."""
     order = np.argsort(-numbers(reference["confusion"]).sum(1), kind="stable")
     base, _ = _with_means(reference, order)
     places = np.concatenate([np.arange(len(order)), len(order) + np.array([0.5, 1.5])])
@@ -152,7 +156,7 @@ def gain_over(reference: Evaluation, evaluations: Sequence[Evaluation], class_se
     axes.set(ylim=(places[-1] + 0.6, -0.6), xlabel=f"IoU gained over {variant_label(reference['variant'])} (points)")
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x")
-    figure.legend(loc="outside upper center", ncols=min(len(evaluations), 3))
+    figure.legend(loc="outside upper center", ncols=legend_columns(figure, _labels(evaluations)))
     return figure
 
 
@@ -193,7 +197,7 @@ def masker_comparison(rows: Sequence[dict[str, Any]]) -> PaperFigure:
         _write_values(left, values, places + offset, "{:.1f}")
     seconds = numbers([row["seconds"] for row in rows])
     right.barh(places, np.nan_to_num(seconds), 0.55, color=FAINT)
-    _write_values(right, seconds, places, "{:.2g}")
+    _write_values(right, seconds, places, "{:#.2g}")
     left.set_yticks(places, [str(row["masker"]).replace("_", " ") for row in rows])
     left.set_ylim(len(rows) - 0.45, -0.55)
     left.set_xlabel("IoU of the pseudo-masks (%)")
@@ -209,7 +213,7 @@ def masker_comparison(rows: Sequence[dict[str, Any]]) -> PaperFigure:
 def _write_values(axes: Axes, values: np.ndarray, places: np.ndarray, form: str) -> None:
     for value, place in zip(values, places, strict=True):
         axes.annotate(
-            "–" if np.isnan(value) else form.format(value),
+            "–" if np.isnan(value) else form.format(value).rstrip("."),
             (np.nan_to_num(value), place),
             (2, 0),
             textcoords="offset points",
@@ -220,66 +224,51 @@ def _write_values(axes: Axes, values: np.ndarray, places: np.ndarray, form: str)
 
 @paper_style()
 def ablation_plot(rows: Sequence[dict[str, Any]]) -> PaperFigure:
-    """Ablations: mIoU and small-class mean per variant, a dot per seed, mean and standard deviation over seeds.
+    """Ablations: mIoU and small-class mean per variant, a tick per seed, mean and standard deviation over seeds.
 
-    `rows`: {variant, path, masker, seed, miou, small_miou} as in ablations.json; path and masker set colour and marker.
+    `rows`: {variant, path, masker, seed, miou, small_miou} as in ablations.json; colours are paths, symbols maskers.
     """
     variants = in_order({row["variant"] for row in rows})
-    settings = list(dict.fromkeys((row["path"], row["masker"]) for row in rows))
-    colours = ("#0072b2", "#e69f00", "#cc79a7", *SPARE_COLOURS)
-    figure = new_figure(PAGE, 1.1 + len(variants) * (0.16 + 0.12 * len(settings)))
+    paths, maskers = (list(dict.fromkeys(row[key] for row in rows)) for key in ("path", "masker"))
+    colours = dict(zip(paths, ("#0072b2", "#e69f00", "#cc79a7", *SPARE_COLOURS), strict=False))
+    markers = dict(zip(maskers, MARKERS, strict=False))
+    settings = [(path, masker) for path in paths for masker in maskers]
+    figure = new_figure(PAGE, 1.0 + len(variants) * (0.16 + 0.11 * len(settings)))
     panels = figure.subplots(1, 2, sharey=True)
     for axes, key, title in zip(panels, ("miou", "small_miou"), ("mIoU (%)", "small-class mean (%)"), strict=True):
-        for i, setting in enumerate(settings):
-            chosen = [row for row in rows if (row["path"], row["masker"]) == setting]
-            offset = 0.7 * ((i + 0.5) / len(settings) - 0.5)
-            colour, marker = colours[i % len(colours)], MARKERS[i % len(MARKERS)]
-            _draw_seeds(axes, chosen, variants, key, offset, colour, marker, setting_label(*setting))
-        axes.set_xlabel(title)
-        axes.grid(axis="x")
-    panels[0].set_yticks(range(len(variants)), [variant_label(variant) for variant in variants])
-    panels[0].set_ylim(len(variants) - 0.5, -0.5)
-    for axes in panels:
-        axes.tick_params(axis="y", length=0)
+        for i, (path, masker) in enumerate(settings):
+            chosen = [row for row in rows if (row["path"], row["masker"]) == (path, masker)]
+            offset = 0.76 * ((i + 0.5) / len(settings) - 0.5)
+            for place, variant in enumerate(variants):
+                values = 100 * numbers([row[key] for row in chosen if row["variant"] == variant])
+                _draw_seeds(axes, values[~np.isnan(values)], place + offset, colours[path], markers[masker])
         for place in range(1, len(variants)):
             axes.axhline(place - 0.5, color=GRID, linewidth=0.5)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(settings), 4))
+        axes.set_xlabel(title)
+        axes.grid(axis="x")
+        axes.tick_params(axis="y", length=0)
+    panels[0].set_yticks(range(len(variants)), [variant_label(variant) for variant in variants])
+    panels[0].set_ylim(len(variants) - 0.5, -0.5)
+    handles = [Patch(color=colours[path], label=path_label(path)) for path in paths]
+    handles += [
+        Line2D(
+            [], [], color=FAINT, marker=markers[masker], linestyle="none", label=f"{masker} masker".replace("_", " ")
+        )
+        for masker in maskers
+    ]
+    columns = legend_columns(figure, [handle.get_label() for handle in handles])
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns)
     return figure
 
 
-def setting_label(path: str, masker: str) -> str:
-    """Name an ablation's setting: "single path, value path masker"."""
-    return f"{path.replace('_', ' ')} path, {masker.replace('_', ' ')} masker"
+def path_label(path: str) -> str:
+    """Name a path of the ablations: dual, single, or single with CRF."""
+    return f"{path.replace('_crf', ' + CRF').replace('_', ' ')} path"
 
 
-def _draw_seeds(
-    axes: Axes,
-    rows: list[dict[str, Any]],
-    variants: list[str],
-    key: str,
-    offset: float,
-    colour: str,
-    marker: str,
-    label: str,
-) -> None:
-    for place, variant in enumerate(variants):
-        values = 100 * numbers([row[key] for row in rows if row["variant"] == variant])
-        values = values[~np.isnan(values)]
-        if not len(values):
-            continue
-        spread = values.std(ddof=1) if len(values) > 1 else 0.0
-        axes.plot(values, np.full(len(values), place + offset), "|", color=colour, markersize=5, alpha=0.6)
-        axes.errorbar(
-            values.mean(),
-            place + offset,
-            xerr=spread,
-            fmt=marker,
-            color=colour,
-            markersize=4.5,
-            elinewidth=1,
-            markeredgecolor="white",
-            markeredgewidth=0.4,
-            label=label,
-        )
-        label = "_nolegend_"
+def _draw_seeds(axes: Axes, values: np.ndarray, place: float, colour: str, marker: str) -> None:
+    if not len(values):
+        return
+    spread = values.std(ddof=1) if len(values) > 1 else 0.0
+    axes.plot(values, np.full(len(values), place), linestyle="none", marker="|", color=colour, markersize=5, alpha=0.6)
+    axes.errorbar(values.mean(), place, xerr=spread, fmt=marker, color=colour, markersize=4, elinewidth=1)

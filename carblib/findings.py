@@ -152,8 +152,8 @@ def of_training(results: RunResults) -> str:
         verb, more = ("is", "more") if apart > 0 else ("is not", "less")
         lines.append(
             f"\n**Agreement {verb} a sign of truth here: inside the consistent region CLIP is right "
-            f"{100 * abs(apart):.0f} points {more} often than outside.** Whether acting on it pays is measured on other "
-            "images, in the next notebook."
+            f"{100 * abs(apart):.0f} points {more} often than outside.** Whether acting on it pays is measured "
+            "in the next notebook, on other images."
         )
     return "\n".join(lines)
 

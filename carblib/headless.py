@@ -53,10 +53,11 @@ class _Indented(io.TextIOBase):
         self.fresh = True
 
     def write(self, text: str) -> int:
-        """Write text; every line begins with an indent."""
-        for line in text.splitlines(keepends=True):
-            sys.stdout.write(("    | " if self.fresh else "") + line)
-            self.fresh = line.endswith("\n")
+        """Write text; every line begins with an indent, empty ones are left out."""
+        for line in text.replace("\r", "").splitlines(keepends=True):
+            if line != "\n" or not self.fresh:
+                sys.stdout.write(("    | " if self.fresh else "") + line)
+                self.fresh = line.endswith("\n")
         return len(text)
 
     def flush(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 
 from carblib.errors import CarbError
 from carblib.views import LocalView, paste_view
+
+if TYPE_CHECKING:
+    from carblib.params import Params
 
 IGNORE = 255
 QUEUE = 5  # iterations over which the losses in λ are averaged
@@ -184,7 +188,7 @@ class RegionBalancedLoss(nn.Module):
         if valid is not None and not self.official:
             use &= valid[:, None]
         targets = masks.long().masked_fill_(masks == IGNORE, 0)
-        losses, agree = _PixelCrossEntropy.apply(logits.float(), targets, labels, self.official)
+        losses, agree = _PixelCrossEntropy.apply(logits.float().contiguous(), targets, labels, self.official)
         consistent, noisy = use & agree, use & ~agree
         mean_r, mean_n = _means(losses, consistent), _means(losses, noisy)
         if self.balancing and iteration >= self.warmup:
@@ -224,3 +228,17 @@ class RegionBalancedLoss(nn.Module):
             else:
                 rows += [(losses * region).sum()[None], region.sum()[None]]
         self.history[iteration % QUEUE] = reduce(torch.stack([row.double() for row in rows]))
+
+
+def build_loss(params: Params) -> RegionBalancedLoss:
+    """Return the loss that the parameters describe."""
+    return RegionBalancedLoss(
+        params.warmup,
+        params.carb_coeff,
+        params.adaptive,
+        params.carb_floor,
+        params.balancing,
+        params.official_loss,
+        params.region_weight,
+        len(params.class_set),
+    )

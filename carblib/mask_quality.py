@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from carblib import __version__, files
+from carblib.clip_models import ClipModel
 from carblib.errors import CarbError, cli
 from carblib.evaluate import confusion, iou, mean_of, resize_mask
 from carblib.figures import GridRow
@@ -74,10 +75,10 @@ def compare_maskers(params: Params, split: Split, images: int = 16) -> list[dict
         raise CarbError(f"split {split.name}: has no masks to measure pseudo-masks against; {split.mask_note}")
     chosen = np.unique(np.linspace(0, len(split) - 1, min(images, len(split))).round().astype(int)).tolist()
     labels = torch.from_numpy(training_labels(params.updated(gate="labels"), split))
-    rows = []
+    rows, clip_model = [], build_masker(params).clip
     with tqdm(total=len(WAYS), desc="ways of making masks", **bar_options()) as bar:
         for name, changes in WAYS.items():
-            changed = _changed(params, changes)
+            changed = _changed(params, changes, clip_model)
             if changed is not None:
                 rows.append({"masker": name} | _measure(changed, split, chosen, labels, LOCAL in changes))
             bar.update()
@@ -85,18 +86,16 @@ def compare_maskers(params: Params, split: Split, images: int = 16) -> list[dict
     return rows
 
 
-def _changed(params: Params, changes: Mapping[str, Any]) -> Params | None:
+def _changed(params: Params, changes: Mapping[str, Any], clip_model: ClipModel) -> Params | None:
     """Return the parameters of one way, None where this CLIP cannot have it."""
     own = {key: value for key, value in changes.items() if key != LOCAL}
-    plain = params.updated(**PLAIN)
-    clip_model = build_masker(plain).clip
     if "masker" in own and not clip_model.is_vit:
         return None
     if "mask_window" in own:
         own["mask_window"] = (clip_model.resolution, clip_model.resolution)
         if min(params.image_size) < clip_model.resolution:
             return None
-    return plain.updated(**own)
+    return params.updated(**PLAIN | own)
 
 
 @torch.inference_mode()

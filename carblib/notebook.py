@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import html
 import io
-import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,8 +39,6 @@ def start(namespace: Mapping[str, Any], notebook: str) -> Params:
     warnings.filterwarnings("ignore", category=UserWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    if "JPY_SESSION_NAME" not in os.environ:  # Jupyter's servers set it, papermill does not: nobody watches a bar
-        os.environ.setdefault("CARB_HEADLESS", "1")
     params = notebook_params(namespace)
     files.write_text(params.run_dir / "params.yaml", params.to_yaml())
     print(f"{notebook}: run '{params.run}', dataset {params.dataset}, CLIP {params.clip}, seed {params.seed}")

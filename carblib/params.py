@@ -31,11 +31,18 @@ Positive = Annotated[float, Field(gt=0)]
 Size = Annotated[tuple[Pixels, Pixels], BeforeValidator(_from_text)]
 MaybeSize = Annotated[tuple[Pixels, Pixels] | None, BeforeValidator(_from_text)]
 Range = Annotated[tuple[Positive, Positive], BeforeValidator(_from_text)]
-Scales = Annotated[tuple[Positive, ...], Field(min_length=1), BeforeValidator(_from_text)]
+_SOME = Field(min_length=1)
+Scales = Annotated[tuple[Positive, ...], _SOME, BeforeValidator(_from_text)]
+Integers = Annotated[tuple[Pixels, ...], _SOME, BeforeValidator(_from_text)]
 Variant = Literal["plain", "glv", "carb", "full"]
 Variants = Annotated[tuple[Variant, ...], BeforeValidator(_from_text)]
 Backbone = Literal["resnet50_v1c", "resnet101_v1c", "resnet18", "resnet50", "resnet101", "mobilenet_v2", "small"]
 Masker = Literal["value_path", "no_residual", "query_query", "key_key", "sclip", "clearclip", "naclip"]
+Trained = Literal["plain", "glv", "carb", "full", "ceiling"]
+AblationVariants = Annotated[tuple[Trained, ...], _SOME, BeforeValidator(_from_text)]
+AblationPaths = Annotated[tuple[Literal["dual", "single", "single_crf"], ...], _SOME, BeforeValidator(_from_text)]
+Maskers = Annotated[tuple[Masker, ...], _SOME, BeforeValidator(_from_text)]
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], _SOME, BeforeValidator(_from_text)]
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {"local_view": False, "balancing": False},
@@ -50,7 +57,8 @@ CACHE_STRIDE = 8  # pixels per cached feature: crops of cached features start at
 # Keys that may change between a stop and its resumption: the trained weights do not depend on them.
 NOT_TRAINING = frozenset(
     "run val_split test_split scenes_val scenes_test variants ceiling log_every val_every val_images checkpoint_every "
-    "monitor_images infer_window infer_stride infer_scales infer_flip bootstrap device workers interactive".split()
+    "monitor_images infer_window infer_stride infer_scales infer_flip bootstrap device workers interactive "
+    "ablation_variants ablation_paths ablation_maskers ablation_seeds".split()
 )
 
 
@@ -110,7 +118,8 @@ class Params(BaseModel):
     backbone_weights: str = Field("small", description='"torchvision", "random", "small", or a file')
     freeze_backbone: bool = Field(True, description="train only the ASPP head")
     cache_features: bool = Field(True, description="compute a frozen backbone's features once per image and flip")
-    aspp_channels: int = Field(128, ge=1, description="channels of the ASPP head (official: 512)")
+    input_scale: Literal[1, 2, 4, 8] = Field(1, description="images are enlarged by this for the network (1 = the paper)")
+    aspp_dilations: Integers = Field((6, 12, 18, 24), description="dilations of the ASPP head's parallel convolutions")
     supervision: Literal["clip", "masks"] = Field("clip", description="masks = the true-mask ceiling")
 
     # Consistency-aware region balancing
@@ -118,6 +127,7 @@ class Params(BaseModel):
     warmup: int = Field(360, ge=0, description="iterations before balancing begins")
     carb_coeff: float = Field(1.0, ge=0, description="coefficient of the noisy region's weight")
     adaptive: bool = Field(True, description="weight = coeff * mean_5(CE_R) / mean_5(CE_N); false: weight = coeff")
+    region_weight: Literal["paper", "class"] = Field("paper", description="class = one weight per class (ours)")
     carb_floor: float = Field(0.0, ge=0, description="lower bound of the adaptive weight (ours; 0 = the paper)")
     official_loss: bool = Field(False, description="the official code's reductions and queues, for comparison")
 
@@ -144,6 +154,12 @@ class Params(BaseModel):
     infer_scales: Scales = Field((1.0,), description="scales the probabilities are averaged over")
     infer_flip: bool = Field(False, description="average with the flipped image")
     bootstrap: int = Field(1000, ge=0, description="bootstrap resamples of images for intervals; 0 = none")
+
+    # Ablations (python -m carblib.ablations): every combination is trained and measured
+    ablation_variants: AblationVariants = Field(("plain", "glv", "carb", "full", "ceiling"), description="trainings")
+    ablation_paths: AblationPaths = Field(("dual", "single", "single_crf"), description="global pseudo-masks")
+    ablation_maskers: Maskers = Field(("value_path",), description="what is done in CLIP's last block")
+    ablation_seeds: Seeds = Field((0, 1, 2), description="seeds of training")
 
     # Machine
     seed: int = Field(0, ge=0, description="seed of training: weights of the head, order, crops, patches")
@@ -347,6 +363,9 @@ def _validated(values: dict[str, Any], source: str, overrides: Mapping[str, Any]
         return Params.model_validate(values)
     except ValidationError as error:
         found = error.errors(include_url=False)
+    # A list whose items are wrong is also called too short; say only what is wrong with the items.
+    with_items = {e["loc"][0] for e in found if len(e["loc"]) > 1}
+    found = [e for e in found if e["type"] != "too_short" or e["loc"][0] not in with_items or len(e["loc"]) > 1]
     given = [bool(overrides) and bool(e["loc"]) and e["loc"][0] in overrides for e in found]
     source = source if not any(given) else "-p" if all(given) else f"{source} and -p"
     raise CarbError(f"{source}: {'; '.join(_problem(e) for e in found)}")

@@ -29,6 +29,9 @@ from carblib.pretrain_clip import RenderedScene
 from carblib.scenes import render_scene, scene_seed
 
 
+ZOOM = (1.0, 3.5)  # range of enlargement; the demo's network sees images enlarged by 2
+
+
 class CropSampler:
     """Draws (crop, class) pairs: an object's crop is named by its kind, a surface crop by what fills its centre."""
 
@@ -59,9 +62,9 @@ class CropSampler:
             entries = self.by_kind[self.kinds[kind]]
             index, (top, left, bottom, right) = entries[int(self.rng.integers(len(entries)))]
             image = self.pool[index].image
-            extent = max(bottom - top, right - left)
+            extent = math.sqrt((bottom - top) * (right - left))  # of a long pole a piece of it is enough
             factor = math.exp(self.rng.uniform(math.log(zoom[0]), math.log(zoom[1])))
-            side = int(min(max(size / factor, 1.1 * extent), image.shape[0]))
+            side = int(min(max(size / factor, 1.1 * extent, 12), image.shape[0]))
             y = int(np.clip((top + bottom) / 2 + self.rng.normal(0, 2) - side / 2, 0, image.shape[0] - side))
             x = int(np.clip((left + right) / 2 + self.rng.normal(0, 2) - side / 2, 0, image.shape[1] - side))
             pixels = torch.from_numpy(image[y : y + side, x : x + side]).permute(2, 0, 1)[None].float()
@@ -104,7 +107,7 @@ def pretrain(minutes: float, scenes: int, batch_size: int, lr: float, seed: int,
     start, step, running = time.time(), 0, 0.0
     while (done := (time.time() - start) / (60 * minutes)) < 1:
         optim.param_groups[0]["lr"] = lr * min(1.0, done / 0.05) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
-        crops, kinds = sampler.batch(batch_size, 64, (0.5, 3.0))
+        crops, kinds = sampler.batch(batch_size, 64, ZOOM)
         features = backbone(normalise(crops).to(memory_format=torch.channels_last))
         loss = F.cross_entropy(classifier(centre_pool(features)), kinds, label_smoothing=0.05)
         optim.zero_grad(set_to_none=True)
@@ -116,7 +119,7 @@ def pretrain(minutes: float, scenes: int, batch_size: int, lr: float, seed: int,
             print(f"step {step}  {100 * done:.0f} %  loss {running / (1 - 0.98**step):.3f}", flush=True)
     backbone.eval(), classifier.eval()
     with torch.inference_mode():
-        crops, kinds = check.batch(1000, 64, (0.5, 3.0))
+        crops, kinds = check.batch(1000, 64, ZOOM)
         correct = classifier(centre_pool(backbone(normalise(crops)))).argmax(1) == kinds
     state = {name: value.half() if value.is_floating_point() else value for name, value in backbone.state_dict().items()}
     files.write_bytes(output, save({name: value.contiguous() for name, value in state.items()}))
@@ -131,9 +134,9 @@ def main() -> None:
     """Parse the command line and pretrain."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=20, help="training time after rendering")
-    parser.add_argument("--scenes", type=int, default=2000)
-    parser.add_argument("--batch-size", type=int, default=96)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--scenes", type=int, default=1500)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--lr", type=float, default=4e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=SMALL_BACKBONE)
     args = parser.parse_args()

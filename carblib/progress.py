@@ -6,14 +6,26 @@ import os
 import sys
 from typing import Any
 
+INTERVAL = 10  # seconds between lines of a log
+_LINE = "{desc}: {n_fmt} of {total_fmt}, {elapsed} gone, {remaining} left{postfix}\n"
+
 
 def is_live() -> bool:
-    """Tell whether a person watches: a terminal, or JupyterLab (papermill and logs are not live)."""
+    """Tell whether a person watches: a terminal, or a notebook in JupyterLab or VS Code (not papermill, not a log)."""
     if "ipykernel" in sys.modules:
-        return os.environ.get("CARB_HEADLESS", "") == "" and "PAPERMILL_OUTPUT_PATH" not in os.environ
+        # Jupyter's servers name the session in the environment of the kernels they start; papermill does not.
+        return "JPY_SESSION_NAME" in os.environ or "VSCODE_PID" in os.environ
     return sys.stdout.isatty()
 
 
 def bar_options() -> dict[str, Any]:
-    """Options for tqdm: a live bar, or at most one line every 10 s on standard output."""
-    return {"file": sys.stdout, "mininterval": 0.2 if is_live() else 10, "dynamic_ncols": is_live(), "leave": True}
+    """Options for tqdm, on standard output: a live bar, or a line every 10 s and none for work shorter than that."""
+    if is_live():
+        return {"file": sys.stdout, "mininterval": 0.2, "dynamic_ncols": True}
+    return {
+        "file": sys.stdout,
+        "mininterval": INTERVAL,
+        "maxinterval": INTERVAL,
+        "delay": INTERVAL,
+        "bar_format": _LINE,
+    }

@@ -102,7 +102,8 @@ def open_split(params: Params, split: str, require_masks: bool = False) -> Split
     """
     root, classes = params.data_root, params.class_set
     if not root.is_dir():
-        remedy = "render the scenes first" if params.dataset == "scenes" else "set `root` in the parameters"
+        render = f"render them: python -m carblib.scenes {root} --split {split} --count 240"
+        remedy = render if params.dataset == "scenes" else "set `root` in the parameters"
         raise CarbError(f"{root}: no such folder for dataset {params.dataset}; {remedy}")
     if params.dataset == "cityscapes":
         found = _open_cityscapes(root, split, classes)

@@ -1,4 +1,4 @@
-"""What one run saved, read back as plain data: figures, tables and the report are drawn from this, never from a model."""
+"""What one run saved, read back as plain data: figures, tables and the report come from this, never from a model."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from carblib.params import Params, load_params
 
 # Reading order of the variants in every legend, table and grid: from CLIP's masks to the true-mask ceiling.
 VARIANT_LABELS = {
+    "pseudo_masks": "CLIP masks",
     "pseudo_masks_global": "CLIP masks",
     "pseudo_masks_local": "CLIP masks, local views",
     "plain": "plain cross-entropy",
@@ -72,6 +73,15 @@ def in_order(variants: Any) -> list[str]:
     known = list(VARIANT_LABELS)
     place = {variant: (2 * i if variant == "ceiling" else i, "") for i, variant in enumerate(known)}
     return sorted(variants, key=lambda variant: place.get(variant, (len(known), variant)))
+
+
+def comparable(results: RunResults) -> dict[str, dict[str, Any]]:
+    """Return the evaluations on the main variant's split, by variant: only these may stand in one chart or table."""
+    first = results.main_variant or next(iter(results.evaluations), None)
+    if first is None:
+        return {}
+    split = results.evaluations[first]["split"]
+    return {variant: e for variant, e in results.evaluations.items() if e["split"] == split}
 
 
 def load_results(folder: str | Path, params: Params | None = None) -> RunResults:

@@ -82,7 +82,7 @@ def draw_building(canvas: Canvas, house: Building, rng: np.random.Generator) -> 
         canvas.polygon(camera.points(strip), light.shade(wall, (a + b) / 2, front), ident)
     _windows(canvas, house, wall, near, front, rng)
     if house.roof <= 0:
-        _band(canvas, x, near, far, height - 0.45, height, times(wall, 0.8), front)
+        _band(canvas, x, (near, far), (height - 0.45, height), times(wall, 0.8), front, ident)
 
 
 def _chimney(canvas: Canvas, x: float, z: float, top: float, wall: Colour, ident: int) -> None:
@@ -93,11 +93,11 @@ def _chimney(canvas: Canvas, x: float, z: float, top: float, wall: Colour, ident
     canvas.polygon(box, light.shade(times(wall, 0.75), z), ident)
 
 
-def _band(
-    canvas: Canvas, x: float, near: float, far: float, low: float, high: float, colour: Colour, factor: float
-) -> None:
+def _band(canvas: Canvas, x: float, ends: tuple, levels: tuple, colour: Colour, factor: float, ident: int) -> None:
+    """A rectangle of a front between two distances and two heights; numbered, because it may touch the front's edge."""
+    (near, far), (low, high) = ends, levels
     points = canvas.camera.points([(x, low, near), (x, low, far), (x, high, far), (x, high, near)])
-    canvas.polygon(points, canvas.light.shade(colour, (near + far) / 2, factor))
+    canvas.polygon(points, canvas.light.shade(colour, (near + far) / 2, factor), ident)
 
 
 def _windows(
@@ -152,32 +152,32 @@ def _window(canvas, x, near, far, level, half, frame, factor, draw, lit_share) -
 
 
 def _shops(canvas: Canvas, house: Building, near: float, factor: float, rng: np.random.Generator) -> None:
-    x, z = house.x, house.near
+    x, z, ident = house.x, house.near, len(canvas.things) - 1
     while z < house.far - 2.5:
         width = min(rng.uniform(4.0, 8.0), house.far - z)
         a, b = max(z + 0.2, near), z + width - 0.2
         if b > a + 0.5:
             board = jitter(rng, COLOURS[pick(rng, ("red", "blue", "green", "black", "white", "brown", "yellow"))], 18)
-            _band(canvas, x, a, b, 0.0, 3.3, times(board, 0.7), factor)
+            _band(canvas, x, (a, b), (0.0, 3.3), times(board, 0.7), factor, ident)
             glow = 0.7 if canvas.light.lamps else 0.15
             points = [(x, 0.5, a + 0.3), (x, 0.5, b - 1.4), (x, 2.5, b - 1.4), (x, 2.5, a + 0.3)]
             glass = canvas.light.shade(_LIT if canvas.light.lamps else _GLASS, a, 0.9, glow)
             canvas.polygon(canvas.camera.points(points), glass)
-            _band(canvas, x, b - 1.2, b - 0.3, 0.0, 2.4, times(_GLASS, 0.6), factor)
-            _band(canvas, x, a, b, 2.7, 3.35, board, factor)
+            _band(canvas, x, (b - 1.2, b - 0.3), (0.0, 2.4), times(_GLASS, 0.6), factor, ident)
+            _band(canvas, x, (a, b), (2.7, 3.35), board, factor, ident)
             if rng.random() < 0.35:
                 out = x - house.side * 1.0
                 awning = [(x, 2.9, a), (x, 2.9, b), (out, 2.35, b), (out, 2.35, a)]
                 colour = canvas.light.shade(jitter(rng, board, 20), a, 1.05)
-                canvas.polygon(canvas.camera.points(awning), colour, len(canvas.things) - 1)
+                canvas.polygon(canvas.camera.points(awning), colour, ident)
         z += width
 
 
 def _door(canvas: Canvas, house: Building, near: float, factor: float, rng: np.random.Generator) -> None:
-    z = house.near + rng.uniform(0.2, 0.8) * (house.far - house.near)
+    z = house.near + rng.uniform(0.15, 0.75) * (house.far - house.near)
     if z > near and z < 60:
         colour = jitter(rng, pick(rng, ((70, 48, 36), (52, 60, 74), (44, 70, 54), (120, 40, 36))), 14)
-        _band(canvas, house.x, z, z + 1.1, 0.0, 2.1, colour, factor)
+        _band(canvas, house.x, (z, z + 1.1), (0.0, 2.1), colour, factor, len(canvas.things) - 1)
 
 
 def draw_end_wall(canvas: Canvas, z: float, height: float, rng: np.random.Generator) -> None:

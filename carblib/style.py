@@ -34,6 +34,7 @@ VALUE_MAP, SHARE_MAP = "cividis", "Blues"
 INK, FAINT, GRID = "#222222", "#767676", "#dddddd"
 # Variants: the Okabe–Ito colours, one fixed for each; others take the spare ones in turn.
 VARIANT_COLOURS = {
+    "pseudo_masks": "#bbbbbb",
     "pseudo_masks_global": "#bbbbbb",
     "pseudo_masks_local": "#777777",
     "plain": "#e69f00",
@@ -42,7 +43,7 @@ VARIANT_COLOURS = {
     "full": "#0072b2",
     "ceiling": "#000000",
 }
-SPARE_COLOURS = ("#009e73", "#d55e00", "#f0e442", "#882255", "#44aa99", "#999933")
+SPARE_COLOURS = ("#009e73", "#d55e00", "#882255", "#999933", "#44aa99", "#aa4499")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">")
 DATA_NAMES = {
     "scenes": "rendered scenes",
@@ -166,10 +167,19 @@ def class_legend(figure: Figure, masks: Sequence[np.ndarray], class_set: ClassSe
     if seen[IGNORE]:
         handles.append(Patch(facecolor="black", edgecolor=FAINT, linewidth=0.4, label="void"))
     handles.extend(extra)
-    # A label takes about 0.062 in per letter at 7 pt, its patch and gaps 0.36 in.
-    widest = max((0.062 * len(handle.get_label()) for handle in handles), default=0) + 0.36
-    columns = max(1, min(len(handles), int(figure.get_figwidth() / widest)))
+    columns = legend_columns(figure, [handle.get_label() for handle in handles])
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, handleheight=0.9, handletextpad=0.5)
+
+
+def legend_columns(figure: Figure, labels: Sequence[str]) -> int:
+    """Return how many columns of a legend with these labels fit across the figure, rows being of equal length."""
+    for columns in range(len(labels), 1, -1):
+        rows = -(-len(labels) // columns)
+        widest = [max(map(len, labels[start : start + rows])) for start in range(0, len(labels), rows)]
+        # A letter takes about 0.055 in at 7 pt, a handle and the gaps beside it 0.45 in.
+        if sum(0.055 * letters + 0.45 for letters in widest) <= figure.get_figwidth():
+            return -(-len(labels) // rows)
+    return 1
 
 
 def shrink(picture: np.ndarray, width: int) -> np.ndarray:

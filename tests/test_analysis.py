@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,3 +57,18 @@ def test_a_split_without_masks_is_refused(home):
     params = trees.params(home / "own", "folder", ["road", "sky"])
     with pytest.raises(CarbError, match="no masks to analyse"):
         analyse_split(open_split(params, "train"), params)
+
+
+CAMVID_ROOT = Path(os.environ.get("CARB_CAMVID_ROOT", Path(__file__).parent.parent / "../shared/data/camvid"))
+
+
+@pytest.mark.skipif(not CAMVID_ROOT.is_dir(), reason="no CamVid in ../shared/data/camvid or $CARB_CAMVID_ROOT")
+def test_real_camvid_has_its_published_shares(home):
+    params = trees.params(CAMVID_ROOT.resolve(), "camvid", run="camvid")
+    result = analyse_split(open_split(params, "train"), params)
+    # Published shares are of all pixels, void (4.0 %) included.
+    published = [16.9, 23.3, 1.0, 31.7, 4.5, 9.7, 1.2, 1.1, 5.9, 0.6, 0.3]
+    of_all = 100 * np.array(result["pixel_share"]) * (1 - result["void_share"])
+    np.testing.assert_allclose(of_all, published, atol=0.11)
+    assert result["images"] == 367 and np.mean(result["classes_per_image"]) > 9
+    assert sum(share > 0.9 for share in result["image_share"]) >= 7

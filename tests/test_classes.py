@@ -10,12 +10,12 @@ KNOWN = (CAMVID, CITYSCAPES, WILDDASH2, WILDDASH2_CITYSCAPES)
 
 # The words of the paper's text embeddings, in train-id order.
 PAPER_WORDS = {
-    "cityscapes": "road, sidewalk, building, wall, fence, pole, traffic light, traffic sign, tree, grass, sky, pedestrian, "
-    "rider, car, truck, bus, train, motorcycle, bicycle",
+    "cityscapes": "road, sidewalk, building, wall, fence, pole, traffic light, traffic sign, tree, grass, sky, "
+    "pedestrian, rider, car, truck, bus, train, motorcycle, bicycle",
     "camvid": "sky, building, pole, road, sidewalk, tree, signsymbol, fence, car, pedestrian, bicyclist",
     "wilddash2": "ego vehicle, road, sidewalk, building, wall, fence, guard rail, pole, traffic light, traffic sign, "
-    "vegetation, terrain, sky, person, rider, car, truck, bus, motorcycle, bicycle, pickup, van, billboard, streetlight, "
-    "roadmarking",
+    "vegetation, terrain, sky, person, rider, car, truck, bus, motorcycle, bicycle, pickup, van, billboard, "
+    "streetlight, roadmarking",
 }
 
 
@@ -51,9 +51,8 @@ def test_small_classes():
 
 
 def test_own_classes():
-    own = class_set(
-        [{"name": "road", "words": ["road", "street"], "colour": [1, 2, 3]}, {"name": "car", "small": True}]
-    )
+    road = {"name": "road", "words": ["road", "street"], "colour": [1, 2, 3]}
+    own = class_set([road, {"name": "car", "small": True}])
     assert own.names == ("road", "car") and own.words == (("road", "street"), ("car",))
     assert own.palette[0] == (1, 2, 3) and own.small_ids == (1,)
     assert class_set([{"name": "a", "colour": "#ff0080"}, "b"]).palette[0] == (255, 0, 128)

@@ -66,16 +66,15 @@ def test_work_is_dealt_out_evenly_and_whole(count, processes):
 
 
 def write_pid(share, show, folder):
-    if share == ["bad"]:
-        raise CarbError("b.png: is bad")
     (folder / share[0]).write_text(f"{os.getpid()} {show}")
+    if not show:
+        raise CarbError(f"{share[0]}.png: is bad")
 
 
 def test_shares_run_in_processes_of_their_own_and_raise_here(tmp_path):
-    in_processes(write_pid, [["a"], ["b"]], tmp_path)
+    with pytest.raises(CarbError, match="b.png: is bad"):
+        in_processes(write_pid, [["a"], ["b"]], tmp_path)
     (first, shows), (second, silent) = ((tmp_path / name).read_text().split() for name in "ab")
     assert len({first, second, str(os.getpid())}) == 3 and (shows, silent) == ("True", "False")
     in_processes(write_pid, [["c"]], tmp_path)
     assert (tmp_path / "c").read_text() == f"{os.getpid()} True"
-    with pytest.raises(CarbError, match="b.png: is bad"):
-        in_processes(write_pid, [["bad"], ["d"]], tmp_path)

@@ -56,7 +56,8 @@ def test_official_recipes(name, iterations, warmup, crop, classes):
     assert (p.iterations, p.warmup, p.crop, len(p.class_set)) == (iterations, warmup, crop, classes)
     assert (p.lr, p.momentum, p.weight_decay, p.lr_min, p.poly_power, p.flip) == (0.005, 0.9, 5e-4, 1e-4, 0.9, 0.5)
     assert (p.batch_size, p.devices, p.sync_bn, p.photometric) == (4, 2, True, True)
-    assert (p.clip, p.path, p.patch, p.aspp_channels) == ("ViT-B/16", "dual", (512, 256), 512)
+    assert (p.clip, p.path, p.patch) == ("ViT-B/16", "dual", (512, 256))
+    assert p.aspp_dilations == (6, 12, 18, 24)
     assert p.freeze_backbone is False and p.cache_features is False
     assert (p.patch_rate, p.patch_offset) == ((2.0, 0.5) if name == "camvid" else (1.0, 1.0))
     assert (p.image_size, p.resize_ratio) == (
@@ -92,7 +93,7 @@ def test_precedence(tmp_path):
         ("crop: 3", ["'crop'"]),
         (
             "device: gpu0\niteration: 3",
-            ["'device'", "'cpu'", "'iteration' is no parameter; did you mean 'iterations'?"],
+            ["'device'", "'cpu'", "'iteration' is no", "did you mean 'iterations'?"],
         ),
         ("masker: value_pat", ["did you mean 'value_path'?"]),
         ("variants: [fulll]", ["'variants[0]'", "did you mean 'full'?"]),

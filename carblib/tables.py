@@ -1,0 +1,307 @@
+"""Tables fit for a paper, as LaTeX (booktabs), CSV and Markdown: best and second-best marked, intervals given.
+
+`comparison_table` compares the variants of a run, `ablation_table` and `masker_table` say the same as their figures.
+`python -m carblib.tables runs/demo` writes all whose results exist into figures/<run>/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from carblib.classes import ClassSet
+from carblib.errors import cli
+from carblib.figures_scores import path_label
+from carblib.files import write_text
+from carblib.params import load_params, project_root
+from carblib.results import RunResults, comparable, in_order, load_results, numbers, variant_label
+from carblib.style import data_name
+
+Evaluation = dict[str, Any]
+WIDE = 7  # columns beyond which a LaTeX table needs the whole page
+_LATEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: a text, or a value with what stands beside it (an interval, a spread). `rank` 1 = best, 2 = second."""
+
+    text: str
+    beside: str = ""
+    rank: int = 0
+    values: tuple[float | None, ...] = ()  # for the CSV: value, then low and high or spread
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of any of these forms. `columns` are the titles, `align` their alignment, a letter l or r each.
+
+    `csv_columns[i]` names what column i holds in CSV: its text, or its numbers and last its rank.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    align: str
+    rows: tuple[tuple[Cell, ...], ...]
+    csv_columns: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+    @property
+    def caption(self) -> str:
+        """Title and note in one line."""
+        return f"{self.title} {self.note}".strip()
+
+    def markdown(self) -> str:
+        """Return Markdown: best bold, second-best in italics."""
+        lines = [self.columns, ["---" if side == "l" else "---:" for side in self.align]]
+        for row in self.rows:
+            lines.append([_beside(_mark(cell, "**{}**", "*{}*"), cell.beside) for cell in row])
+        body = "\n".join("| " + " | ".join(str(cell).replace("|", r"\|") for cell in line) + " |" for line in lines)
+        return f"{body}\n\n{self.caption} Best **bold**, second-best *italic*.\n"
+
+    def latex(self, label: str = "") -> str:
+        r"""Return a LaTeX table (needs booktabs): best \textbf, second-best \underline, intervals in small type.
+
+        A table of many columns spans both text columns and turns its titles (needs graphicx).
+        """
+        wide = len(self.columns) > WIDE
+        titles = [_escape(title) for title in self.columns]
+        if wide:
+            titles = [titles[0], *(rf"\rotatebox{{90}}{{{title}}}" for title in titles[1:])]
+        body = [" & ".join(_latex_cell(cell) for cell in row) + r" \\" for row in self.rows]
+        table = "table*" if wide else "table"
+        lines = [
+            rf"\begin{{{table}}}[t]",
+            r"\centering",
+            r"\scriptsize\setlength{\tabcolsep}{3pt}" if wide else r"\small",
+            rf"\caption{{{_escape(self.caption)} Best bold, second-best underlined.}}",
+            *([rf"\label{{{label}}}"] if label else []),
+            rf"\begin{{tabular}}{{{self.align}}}",
+            r"\toprule",
+            " & ".join(titles) + r" \\",
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            rf"\end{{{table}}}",
+        ]
+        return "\n".join(lines) + "\n"
+
+    def csv(self) -> str:
+        """Return CSV with plain numbers at full precision, a column each for value, interval or spread, and rank."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow([name for names in self.csv_columns for name in names])
+        for row in self.rows:
+            line: list[Any] = []
+            for cell, names in zip(row, self.csv_columns, strict=True):
+                if len(names) == 1:
+                    line.append(cell.text)
+                else:
+                    line += ["" if v is None or np.isnan(v) else v for v in cell.values]
+                    line.append(cell.rank or "")
+            writer.writerow(line)
+        return out.getvalue()
+
+
+def write_table(table: Table, path_stem: str | Path, label: str = "") -> list[Path]:
+    """Write <stem>.tex, <stem>.csv and <stem>.md; return the paths."""
+    stem = Path(path_stem)
+    texts = {"tex": table.latex(label or f"tab:{stem.name}"), "csv": table.csv(), "md": table.markdown()}
+    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in texts]
+    for path, text in zip(paths, texts.values(), strict=True):
+        write_text(path, text)
+    return paths
+
+
+# --- the tables --------------------------------------------------------------------------------------------------
+
+
+def comparison_table(evaluations: Sequence[Evaluation], class_set: ClassSet, per_class: bool = False) -> Table:
+    """Compare variants by mIoU and small-class mean with 95 % intervals; with `per_class` by every class's IoU instead.
+
+    The ceiling is no competitor: it is left out of the ranking.
+    """
+    variants = [evaluation["variant"] for evaluation in evaluations]
+    competing = [variant != "ceiling" for variant in variants]
+    columns, names, cells = ["Method"], [("method",)], [[Cell(variant_label(variant)) for variant in variants]]
+    for key, title in (("miou", "mIoU"), ("small_miou", "small classes")):
+        values = numbers([evaluation[key] for evaluation in evaluations])
+        spans = numbers([evaluation.get(f"{key}_interval") or (None, None) for evaluation in evaluations])
+        columns.append(title)
+        names.append((key, f"{key}_low", f"{key}_high", f"{key}_rank"))
+        spans = np.full_like(spans, np.nan) if per_class else spans
+        cells.append([_score(*score) for score in zip(values, spans, ranks(values, competing), strict=True)])
+    if per_class:
+        ious = numbers([evaluation["iou"] for evaluation in evaluations])
+        for c, name in enumerate(class_set.names):
+            columns.append(name)
+            names.append((name, f"{name}_rank"))
+            ranked = ranks(ious[:, c], competing)
+            cells.append(
+                [Cell(_percent(v), rank=r, values=(_plain(v),)) for v, r in zip(ious[:, c], ranked, strict=True)]
+            )
+    first = evaluations[0]
+    small = ", ".join(class_set.names[c] for c in class_set.small_ids)
+    title = f"IoU in percent on {first['images']} images of split {first['split']}."
+    note = "" if per_class else "Brackets: 95 % bootstrap interval over images. "
+    note += f"Small classes: {small or 'none'}."
+    if not all(competing):
+        note += " The ceiling, trained on true masks, is not ranked."
+    align = "l" + "r" * (len(columns) - 1)
+    return Table(title, tuple(columns), align, tuple(zip(*cells, strict=True)), tuple(names), note)
+
+
+def ablation_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Mean and standard deviation over seeds per variant, path and masker; `rows` as in ablations.json."""
+    groups = [
+        (path, masker, variant)
+        for path in dict.fromkeys(row["path"] for row in rows)
+        for masker in dict.fromkeys(row["masker"] for row in rows)
+        for variant in in_order({row["variant"] for row in rows})
+    ]
+    chosen = {g: [row for row in rows if (row["path"], row["masker"], row["variant"]) == g] for g in groups}
+    chosen = {group: members for group, members in chosen.items() if members}
+    texts = [
+        [
+            Cell(path_label(path).removesuffix(" path")),
+            Cell(masker.replace("_", " ")),
+            Cell(variant_label(variant)),
+            Cell(_seeds(members)),
+        ]
+        for (path, masker, variant), members in chosen.items()
+    ]
+    cells = [list(column) for column in zip(*texts, strict=True)]
+    names = [("path",), ("masker",), ("variant",), ("seeds",)]
+    competing = [variant != "ceiling" for _, _, variant in chosen]
+    for key in ("miou", "small_miou"):
+        seeds = [numbers([row[key] for row in members]) for members in chosen.values()]
+        means = np.array([values.mean() for values in seeds])
+        spreads = [values.std(ddof=1) if len(values) > 1 else float("nan") for values in seeds]
+        ranked = ranks(means, competing)
+        names.append((key, f"{key}_std", f"{key}_rank"))
+        cells.append([_mean(*score) for score in zip(means, spreads, ranked, strict=True)])
+    title = "Ablations: IoU in percent, mean ± standard deviation over seeds."
+    note = "" if all(competing) else "The ceiling, trained on true masks, is not ranked."
+    columns = ("Path", "Masker", "Variant", "Seeds", "mIoU", "small classes")
+    return Table(title, columns, "lllrrr", tuple(zip(*cells, strict=True)), tuple(names), note)
+
+
+def masker_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Pseudo-mask quality and speed per masker, best first; `rows` as in maskers.json."""
+    rows = sorted(rows, key=lambda row: -np.nan_to_num(numbers(row["miou"])))
+    cells, names = [[Cell(str(row["masker"]).replace("_", " ")) for row in rows]], [("masker",)]
+    for key in ("miou", "small_miou"):
+        values = numbers([row[key] for row in rows])
+        names.append((key, f"{key}_rank"))
+        ranked = ranks(values, [True] * len(rows))
+        cells.append([Cell(_percent(v), rank=r, values=(_plain(v),)) for v, r in zip(values, ranked, strict=True)])
+    cells.append([Cell(f"{numbers(row['seconds']):#.2g}".rstrip(".")) for row in rows])
+    names.append(("seconds",))
+    columns = ("Masker", "mIoU", "small classes", "s per image")
+    title = "Pseudo-masks by masker, IoU in percent."
+    return Table(title, columns, "lrrr", tuple(zip(*cells, strict=True)), tuple(names))
+
+
+def _seeds(members: list[dict[str, Any]]) -> str:
+    """How many seeds; CLIP's masks have none."""
+    return str(sum(row["seed"] is not None for row in members) or "–")
+
+
+def ranks(values: np.ndarray, competing: Sequence[bool]) -> list[int]:
+    """Rank scores 0–1 as a reader sees them, in percent with one decimal: 1 for the best, 2 for the second, else 0.
+
+    Equal numbers share a mark. nan and what does not compete have none.
+    """
+    shown = [round(100 * v, 1) if c and not np.isnan(v) else None for v, c in zip(values, competing, strict=True)]
+    steps = sorted({v for v in shown if v is not None}, reverse=True)
+    return [steps.index(v) + 1 if v in steps[:2] and v is not None and len(steps) > 1 else 0 for v in shown]
+
+
+def _score(value: float, span: np.ndarray, rank: int) -> Cell:
+    beside = "" if np.isnan(span).any() else f"[{100 * span[0]:.1f}, {100 * span[1]:.1f}]"
+    return Cell(_percent(value), beside, rank, (_plain(value), _plain(span[0]), _plain(span[1])))
+
+
+def _mean(value: float, spread: float, rank: int) -> Cell:
+    beside = "" if np.isnan(spread) else f"± {100 * spread:.1f}"
+    return Cell(_percent(value), beside, rank, (_plain(value), _plain(spread)))
+
+
+def _percent(value: float) -> str:
+    return "–" if np.isnan(value) else f"{100 * value:.1f}"
+
+
+def _plain(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _mark(cell: Cell, best: str, second: str) -> str:
+    return (best if cell.rank == 1 else second if cell.rank == 2 else "{}").format(cell.text)
+
+
+def _latex_cell(cell: Cell) -> str:
+    text = _mark(dataclasses.replace(cell, text=_escape(cell.text)), r"\textbf{{{}}}", r"\underline{{{}}}")
+    return text + (rf" {{\scriptsize {_escape(cell.beside)}}}" if cell.beside else "")
+
+
+def _beside(text: str, beside: str) -> str:
+    return f"{text} {beside}" if beside else text
+
+
+def _escape(text: str) -> str:
+    escaped = "".join(_LATEX.get(letter, letter) for letter in text)
+    return escaped.replace("±", r"$\pm$").replace("–", "--").replace("λ", r"$\lambda$")
+
+
+# --- a run's tables ----------------------------------------------------------------------------------------------
+
+
+def run_tables(results: RunResults) -> dict[str, Table]:
+    """Return a run's tables by name; those whose results do not exist yet are left out."""
+    tables, classes = {}, results.params.class_set
+    evaluations = list(comparable(results).values())
+    if evaluations:
+        tables["comparison"] = comparison_table(evaluations, classes)
+        tables["per_class"] = comparison_table(evaluations, classes, per_class=True)
+    if results.maskers:
+        tables["maskers"] = masker_table(results.maskers)
+    if results.ablations:
+        tables["ablations"] = ablation_table(results.ablations)
+    data = f"Data: {data_name(results.params)}."
+    return {name: dataclasses.replace(table, note=f"{table.note} {data}".strip()) for name, table in tables.items()}
+
+
+def comparison_markdown(results: RunResults) -> str:
+    """Return the comparison table of a run as Markdown, or a sentence where nothing was evaluated yet."""
+    tables = run_tables(results)
+    return tables["comparison"].markdown() if "comparison" in tables else "Nothing was evaluated yet."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write a run's tables."""
+    parser = argparse.ArgumentParser(prog="python -m carblib.tables", description="Write a run's tables.")
+    parser.add_argument("run_dir", help="folder of the run's results, e.g. runs/demo")
+    parser.add_argument("--params", help="parameters of the run; default: params.yaml in its folder")
+    parser.add_argument("--out", help="folder for the tables; default: figures/<run>")
+    options = parser.parse_args(argv)
+    results = load_results(options.run_dir, load_params(options.params) if options.params else None)
+    folder = Path(options.out) if options.out else project_root() / "figures" / results.run
+    tables = run_tables(results)
+    for name, table in tables.items():
+        print(*write_table(table, folder / f"table_{name}"), sep="\n")
+    if not tables:
+        print("no table yet: notebooks 02_pseudo_masks and 04_small_object_evaluation make the results")
+    return 0
+
+
+if __name__ == "__main__":
+    cli(main)

@@ -1,0 +1,60 @@
+"""Ways of making pseudo-masks are compared on the same images, and each one really changes what it says."""
+
+from __future__ import annotations
+
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from carblib import files, mask_quality
+from carblib.errors import CarbError
+from carblib.params import Params
+from carblib.readers import open_split
+from carblib.scenes import write_scenes
+
+
+@pytest.fixture
+def params(tmp_path: Path, random_clip_file: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
+    monkeypatch.setenv("CARB_HOME", str(tmp_path))
+    write_scenes(tmp_path / "scenes", "val", 3, size=(64, 128), processes=1)
+    small = {"image_size": (64, 128), "crop": (64, 128), "patch": (32, 32)}
+    return Params(run="t", root=str(tmp_path / "scenes"), clip=str(random_clip_file), gate="none", **small)
+
+
+def test_every_way_is_measured_on_the_same_images(params: Params) -> None:
+    rows = mask_quality.compare_maskers(params, open_split(params, "val"), images=2)
+    assert [row["masker"] for row in rows] == list(mask_quality.WAYS)
+    assert {(row["split"], row["images"]) for row in rows} == {("val", 2)}
+    assert all(0 <= row["miou"] <= 1 and row["seconds"] > 0 for row in rows)
+    assert files.read_json(mask_quality.maskers_path(params)) == rows
+    by_name = {row["masker"]: row["miou"] for row in rows}
+    # A random CLIP: labels can only help, and no two ways give the very same masks.
+    assert by_name["value_path"] > by_name["value_path, no labels"]
+    assert len(set(by_name.values())) == len(by_name)
+
+
+def test_a_resnet_clip_has_the_value_path_only(params: Params) -> None:
+    resnet = types.SimpleNamespace(is_vit=False, resolution=4096)
+    left = [name for name, changes in mask_quality.WAYS.items() if mask_quality._changed(params, changes, resnet)]
+    assert left and all(name.startswith("value_path") for name in left)
+    assert "value_path, windows" not in left, "the image is smaller than CLIP's own resolution"
+
+
+def test_a_split_without_masks_is_refused(params: Params) -> None:
+    for path in (Path(params.root) / "valannot").iterdir():
+        path.unlink()
+    with pytest.raises(CarbError, match="no masks to measure"):
+        mask_quality.compare_maskers(params, open_split(params, "val"))
+
+
+def test_example_rows_hold_the_masks_they_name(params: Params) -> None:
+    split = open_split(params, "val")
+    row = mask_quality.example_rows(params.updated(gate="labels"), split, {"best": split.names[1]})[0]
+    assert row.label == "best" and list(row.masks) == ["no labels", "with labels", "local views", "exact mask"]
+    truth = row.masks["exact mask"]
+    np.testing.assert_array_equal(truth, split.mask(1))
+    present = set(np.unique(truth)) - {255}
+    assert set(np.unique(row.masks["with labels"])) <= present
+    assert set(np.unique(row.masks["local views"])) <= present
