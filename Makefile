@@ -10,13 +10,14 @@ ENV := $(or $(VIRTUAL_ENV),$(CONDA_OWN),.venv)
 PY := $(ENV)/bin/python
 STAMP := $(ENV)/.carblib-installed
 
-.PHONY: help install demo test lint figures lab clean
+.PHONY: help install demo test lint figures notebooks lab clean
 
 help:
 	@echo "make demo      the whole demonstration on rendered scenes, then where its report is"
 	@echo "make test      the tests              (make test ARGS='-k loss' runs some of them)"
 	@echo "make lab       JupyterLab on this machine only, at the notebooks"
 	@echo "make figures   the figures of a finished run again    (RUN=runs/demo)"
+	@echo "make notebooks puts the executed notebooks of a run, outputs included, into notebooks/"
 	@echo "make lint      ruff on code, tests and notebooks"
 	@echo "make clean     caches and build leftovers; data/, runs/ and .venv stay"
 
@@ -28,6 +29,9 @@ test: install
 
 figures: install
 	$(PY) -m carblib.figures $(RUN)
+
+notebooks: install
+	$(PY) -m carblib.headless $(RUN)
 
 lab: install
 	$(PY) -m jupyterlab --ip=127.0.0.1 notebooks

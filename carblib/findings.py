@@ -14,10 +14,19 @@ import pandas as pd
 
 from carblib.classes import ClassSet
 from carblib.figures_curves import class_groups
-from carblib.figures_run import comparable
-from carblib.results import RunResults, variant_label
+from carblib.results import RunResults, comparable, variant_label
 
 Evaluation = Mapping[str, Any]
+# What sentences call a variant; figures and tables have shorter labels.
+NAMES = {
+    "pseudo_masks_global": "CLIP's masks",
+    "pseudo_masks_local": "CLIP's masks from local views",
+    "plain": "plain cross-entropy",
+    "glv": "global-local views",
+    "carb": "CARB without local views",
+    "full": "the full method",
+    "ceiling": "training on true masks",
+}
 TAIL = 0.1  # share of the log that counts as the end of a training
 SWITCHED_OFF = 0.05  # weight λ below which the noisy region has next to no say
 
@@ -30,6 +39,15 @@ def percent(share: float | None) -> str:
 def points(after: float | None, before: float | None) -> str:
     """Write the difference of two shares 0–1 in points with its sign, "–" where one is missing."""
     return "–" if None in (after, before) else f"{100 * (after - before):+.1f}"
+
+
+def called(variant: str) -> str:
+    """Return what a sentence calls a variant."""
+    return NAMES.get(variant, variant_label(variant))
+
+
+def _capital(words: str) -> str:
+    return words[:1].upper() + words[1:]
 
 
 # --- 01: image-level labels --------------------------------------------------------------------------------------
@@ -135,7 +153,7 @@ def of_training(results: RunResults) -> str:
         last = class_groups(rows, results.params.class_set)["all classes"].iloc[-1]
         share, inside, outside = (percent(last[key]) for key in ("share", "inside", "outside"))
         line = (
-            f"- {variant_label(variant)}: at the end {share} of the pixels are consistent; CLIP's label is right in "
+            f"- {_capital(called(variant))}: at the end {share} of the pixels are consistent; CLIP's label is right in "
             f"{inside} of them and in {outside} of the others."
         )
         weight = results.logs[variant]["weight"].dropna().tail(20).mean() if variant in results.logs else float("nan")
@@ -176,14 +194,14 @@ def of_evaluation(results: RunResults) -> str:
         if other in scores and other != main:
             gain, small = (points(best[key], scores[other][key]) for key in ("miou", "small_miou"))
             lines.append(
-                f"- {variant_label(main)} against {variant_label(other)}: {gain} points of mIoU, {small} on the small "
+                f"- {_capital(called(main))} against {called(other)}: {gain} points of mIoU, {small} on the small "
                 f"classes. {_overlap(best, scores[other])}"
             )
     found = {variant: one["objects"]["total"]["recall"] for variant, one in scores.items()}
-    words = [f"{variant_label(variant)} {percent(recall)}" for variant, recall in found.items() if recall is not None]
+    words = [f"{called(variant)} {percent(recall)}" for variant, recall in found.items() if recall is not None]
     if words:
         lines.append(f"- Small objects found: {', '.join(words)}.")
-    close = f"\n**On {best['images']} images, {variant_label(main)} reaches {percent(best['miou'])} mIoU"
+    close = f"\n**On {best['images']} images, {called(main)} reaches {percent(best['miou'])} mIoU"
     if "pseudo_masks_global" in scores:
         close += f"; CLIP's own masks of them have {percent(scores['pseudo_masks_global']['miou'])}"
     lines.append(f"{close}.** One seed of training: before believing in a difference of a point, repeat with others.")

@@ -1,7 +1,12 @@
-"""One notebook, run without a page: executed by papermill in a kernel of this very Python, then rendered to HTML."""
+"""One notebook, run without a page: executed by papermill in a kernel of this very Python, then rendered to HTML.
+
+`python -m carblib.headless runs/demo` puts the executed notebooks of a run back into notebooks/, outputs included, so
+that they can be read where they are kept.
+"""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import io
@@ -22,6 +27,7 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from nbconvert import HTMLExporter
 
 from carblib import files
+from carblib.errors import CarbError, cli
 from carblib.params import project_root
 
 # Rendered notebooks must open from disk: nbconvert's page without the scripts it would fetch from the network.
@@ -160,3 +166,46 @@ def render_html(executed: Path) -> Path:
     target = executed.with_suffix(".html")
     files.write_text(target, text)
     return target
+
+
+def publish(executed: Path, target: Path) -> None:
+    """Copy an executed notebook without papermill's traces: its parameters cell, times and paths of this machine.
+
+    Raises CarbError for a notebook that failed, whose outputs nobody should read as results.
+    """
+    notebook = nbformat.read(executed, as_version=4)
+    kept = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    for count, cell in enumerate((cell for cell in kept if cell.cell_type == "code"), start=1):
+        if any(output.output_type == "error" for output in cell.outputs):
+            raise CarbError(f"{executed}: holds an error; run it to its end first")
+        cell.execution_count = count
+        for output in cell.outputs:
+            if "execution_count" in output:
+                output.execution_count = count
+    for cell in kept:
+        for key in ("papermill", "execution"):
+            cell.metadata.pop(key, None)
+        if not cell.metadata.get("tags"):
+            cell.metadata.pop("tags", None)
+    notebook.cells = kept
+    for key in ("papermill", "widgets"):
+        notebook.metadata.pop(key, None)
+    files.write_text(target, nbformat.writes(notebook) + "\n")
+
+
+def main() -> int:
+    """Put the executed notebooks of a run into notebooks/."""
+    parser = argparse.ArgumentParser(prog="python -m carblib.headless", description=main.__doc__)
+    parser.add_argument("run_dir", help="folder of the run's results, e.g. runs/demo")
+    folder = Path(parser.parse_args().run_dir) / "notebooks"
+    executed = sorted(folder.glob("[0-9]*.ipynb"))
+    if not executed:
+        raise CarbError(f"{folder}: no executed notebook in it; run python -m carblib.batch first")
+    for path in executed:
+        publish(path, project_root() / "notebooks" / path.name)
+        print(project_root() / "notebooks" / path.name)
+    return 0
+
+
+if __name__ == "__main__":
+    cli(main)

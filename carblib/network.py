@@ -234,7 +234,7 @@ class ASPP(nn.Module):
 class SegmentationNetwork(nn.Module):
     """Backbone, ASPP head and text embeddings (C, D): uint8 images -> logits at stride 8 / input_scale.
 
-    frozen: the backbone is not trained, keeps its BatchNorm statistics and is run without gradients.
+    frozen: the backbone is not trained, keeps its BatchNorm statistics and has no gradients.
     input_scale: images are enlarged by 1, 2, 4 or 8 for the backbone; ours, for images whose objects are few pixels
     wide (1 = the paper).
     """
@@ -269,9 +269,7 @@ class SegmentationNetwork(nn.Module):
         pixels = normalise(images, self.mean, self.std)
         if self.input_scale > 1:
             pixels = F.interpolate(pixels, scale_factor=self.input_scale, mode="bilinear", align_corners=False)
-        pixels = pixels.contiguous(memory_format=torch.channels_last)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            return self.backbone(pixels)
+        return self.backbone(pixels.contiguous(memory_format=torch.channels_last))
 
     def classify(self, features: Tensor) -> Tensor:
         """Return logits (B, C, h, w) of backbone features (B, F, h, w)."""

@@ -49,7 +49,9 @@ def show(figure: Figure, params: Params, name: str, record: FigureRecord) -> Non
     """Save a figure as figures/<run>/<name>.png, .pdf and .json, and display it with caption and alternative text."""
     save_figure(figure, params.figures_dir / name, record)
     data, kind = _for_screen(figure)
-    display(Image(data, format=kind, alt=record.alt), Markdown(f"<small>{html.escape(record.caption)}</small>"))
+    display(
+        Image(data, format=kind, alt=record.alt), Markdown(f"<small>{html.escape(record.caption, quote=False)}</small>")
+    )
 
 
 def show_saved(params: Params, *names: str) -> None:
@@ -62,7 +64,7 @@ def show_saved(params: Params, *names: str) -> None:
         try:
             figure, record = draw[name](results)
         except Missing as missing:
-            say(f"No figure *{name}* here: {html.escape(str(missing))}.")
+            say(f"No figure *{name}* here: {html.escape(str(missing), quote=False)}.")
         else:
             show(figure, params, name, record)
 

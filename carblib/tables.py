@@ -138,8 +138,8 @@ def comparison_table(evaluations: Sequence[Evaluation], class_set: ClassSet, per
         spans = numbers([evaluation.get(f"{key}_interval") or (None, None) for evaluation in evaluations])
         columns.append(title)
         names.append((key, f"{key}_low", f"{key}_high", f"{key}_rank"))
-        spans = np.full_like(spans, np.nan) if per_class else spans
-        cells.append([_score(*score) for score in zip(values, spans, ranks(values, competing), strict=True)])
+        scores = [_score(*score) for score in zip(values, spans, ranks(values, competing), strict=True)]
+        cells.append([dataclasses.replace(score, beside="") for score in scores] if per_class else scores)
     if per_class:
         ious = numbers([evaluation["iou"] for evaluation in evaluations])
         for c, name in enumerate(class_set.names):

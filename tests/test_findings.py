@@ -101,9 +101,9 @@ def test_evaluation_compares_on_one_split_and_says_when_intervals_overlap() -> N
         "ceiling": evaluation("ceiling", [0.6] * 11, 0.5, 0.7) | {"split": "val"},
     }
     lines = findings.of_evaluation(run(evaluations)).splitlines()
-    assert "CLIP masks: +10.0 points" in lines[0] and "do not overlap" in lines[0]
+    assert "The full method against CLIP's masks: +10.0 points" in lines[0] and "do not overlap" in lines[0]
     assert "+5.0 points" in lines[1] and lines[1].endswith("overlap.") and "do not" not in lines[1]
-    assert not any("ceiling" in line for line in lines), "measured on another split"
+    assert not any("true masks" in line for line in lines), "measured on another split"
     assert "30.0 % mIoU" in lines[-1] and "20.0 %" in lines[-1]
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from carblib.headless import NotebookFailed, execute, render_html
+from carblib.errors import CarbError
+from carblib.headless import NotebookFailed, execute, publish, render_html
 
 pytestmark = pytest.mark.slow
 
@@ -51,11 +52,21 @@ def test_runs_in_this_python_and_in_the_project(project: Path, capsys: pytest.Ca
     assert "sys.executable" not in page, "code is left out"
     assert 'src="http' not in page and "import(" not in page, "nothing is fetched from the network"
 
+    publish(project / "out" / "out.ipynb", project / "kept.ipynb")
+    before, after = nbformat.read(source, 4), nbformat.read(project / "kept.ipynb", 4)
+    assert [cell.source for cell in after.cells] == [cell.source for cell in before.cells]
+    assert [cell.get("execution_count") for cell in after.cells] == [None, 1, 2, 3]
+    assert "papermill" not in (project / "kept.ipynb").read_text()
+    assert after.cells[1].metadata.tags == ["parameters"] and "bold" in str(after.cells[-1].outputs)
+
 
 def test_failing_cell_is_named(project: Path) -> None:
     source = write_notebook(project / "in.ipynb", "ok = 1", "raise ValueError('two\\nlines')", "print('never')")
     with pytest.raises(NotebookFailed, match=r"cell \[4\] ValueError: two lines"):
         execute(source, project / "out.ipynb", {"x": 2})
+    with pytest.raises(CarbError, match="holds an error"):
+        publish(project / "out.ipynb", project / "kept.ipynb")
+    assert not (project / "kept.ipynb").exists()
     assert "never" not in str(nbformat.read(project / "out.ipynb", 4).cells[-1].outputs)
 
 

@@ -77,8 +77,8 @@ class PlainLoss:
         return (self.losses(x, m, region) * (weight[m[region]] if weight.dim() else weight)).mean()
 
 
-def random_step(generator, batch=2, classes=5, size=(13, 17), patch=(6, 5), shift=0.0, single=False):
-    """Logits, global mask, labels, valid, view and local mask; masks only name classes that are present."""
+def random_step(generator, batch=2, classes=5, size=(13, 17), patch=(6, 5), shift=0.0, single=False, absent=False):
+    """Logits, global mask, labels, valid, view and local mask; unless `absent`, masks name present classes only."""
     labels = torch.rand(batch, classes, generator=generator) < 0.6
     if single:
         labels[:] = False
@@ -86,7 +86,7 @@ def random_step(generator, batch=2, classes=5, size=(13, 17), patch=(6, 5), shif
     logits = torch.randn(batch, classes, *(-(-side // 4) for side in size), generator=generator) + shift
 
     def mask(*shape):
-        scores = torch.rand(batch, classes, *shape, generator=generator) * labels[:, :, None, None]
+        scores = torch.rand(batch, classes, *shape, generator=generator) * (labels | absent)[:, :, None, None]
         return scores.argmax(1).byte()
 
     view = sample_local_view(batch, size, patch, 1.0, 1.0, generator)
@@ -103,6 +103,9 @@ CASES = {
     "one class per image": {"single": True},
     "weight per class": {"per_class": True},
     "weight per class, coeff 0.7": {"per_class": True, "coeff": 0.7},
+    "weight per class, at most 1": {"per_class": True, "coeff": 9.0},
+    "masks of others name absent classes": {"absent": True},
+    "official, masks of others name absent classes": {"absent": True, "official": True},
     "coeff 0.5": {"coeff": 0.5},
     "no warm-up": {"warmup": 0},
 }
@@ -138,7 +141,8 @@ def test_losses_weights_and_gradients_equal_four_plain_cross_entropies(case, loc
         else:
             assert parts.weight.isnan()
     assert len(weights) == 10 - warmup
-    assert case == "one class per image" or len({tuple(weight) for weight in weights}) == len(weights)
+    constant = case in ("one class per image", "weight per class, at most 1")
+    assert constant or len({tuple(weight) for weight in weights}) == len(weights)
 
 
 def test_total_is_made_of_the_parts():

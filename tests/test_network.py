@@ -98,6 +98,7 @@ def test_normalise_takes_bytes_to_imagenet_statistics():
 
 
 @pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2"])
+@torch.no_grad()
 def test_dilation_only_refines_the_grid_of_the_pretrained_network(name):
     """A trous: every second (fourth) feature of the dilated network is the undilated one's, weights unchanged."""
     torch.manual_seed(0)

@@ -1,0 +1,273 @@
+"""The explorer's panel in JupyterLab: controls, one picture to click and drag on, and what is under the click.
+
+Widgets with `observe` only. Nothing here waits for a page, so that a headless run that builds a panel goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import itertools
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from ipywidgets import HTML, Button, Checkbox, Combobox, FloatSlider, HBox, IntSlider, Layout, Text, VBox
+
+from carblib.errors import CarbError
+from carblib.explore import GATES, Explorer, ExplorerState
+from carblib.explore_order import NAME, order, sorts
+from carblib.explore_views import View, pixel_under, render_view, view_figure, view_of, view_record
+from carblib.explore_widgets import PointerPicture, as_jpeg, dropdown, error_text, pixel_table
+from carblib.params import project_root
+from carblib.progress import is_live
+from carblib.style import save_figure
+
+_WIDE, _NARROW = Layout(width="330px"), Layout(width="210px")
+
+
+class ExplorerPanel:
+    """Controls, picture and findings of an `Explorer`; `widget` is what a notebook displays.
+
+    Every control is an attribute (`image`, `shown_class`, `words`, …) that can be set from a cell as well.
+    """
+
+    def __init__(self, explorer: Explorer, state: ExplorerState | None = None):
+        self.explorer = explorer
+        first = state or explorer.first_state()
+        self._order: list[int] = []
+        self._pixel = first.pixel
+        self._quiet = True
+        self.view: View | None = None
+        self.drawn = 0  # pictures so far
+        self.picture, self.status, self.found = PointerPicture(), HTML(), HTML()
+        self._choices(first)
+        self._switches(first)
+        self._reorder(first.index)
+        self.widget = self._layout()
+        self._observe()
+        self._quiet = False
+        self.redraw()
+
+    # --- controls ----------------------------------------------------------------------------------------------------
+
+    def _choices(self, first: ExplorerState) -> None:
+        explorer = self.explorer
+        networks = [("none", ""), *((name, name) for name in explorer.networks)]
+        self.split = dropdown("split", list(explorer.splits), first.split)
+        self.sort = dropdown("order", [NAME], NAME, "330px")
+        self.image = IntSlider(0, 0, 0, description="image", continuous_update=False, layout=_WIDE)
+        self.previous = Button(description="◀ previous", layout=Layout(width="100px"))
+        self.next = Button(description="next ▶", layout=Layout(width="100px"))
+        self.search = Combobox(placeholder="part of a name", description="find", layout=_NARROW)
+        self.shown_class = dropdown("class", [(n, c) for c, n in enumerate(explorer.class_set.names)], first.class_id)
+        self.masker = dropdown("masker", explorer.maskers, first.masker)
+        self.gate = dropdown("gating", GATES, first.gate)
+        self.network = dropdown("network", networks, first.network)
+
+    def _switches(self, first: ExplorerState) -> None:
+        height, width = self.explorer.params.image_size
+        low, rate = self.explorer.params.patch_offset, self.explorer.params.patch_rate
+        self.local = Checkbox(first.local, description="local view", indent=False, layout=Layout(width="110px"))
+        self.column = IntSlider(first.centre[1], 0, width - 1, description="across", layout=_WIDE)
+        self.row = IntSlider(first.centre[0], 0, height - 1, description="down", layout=_WIDE)
+        self.zoom = FloatSlider(first.zoom, min=low, max=max(low + rate, first.zoom), step=0.05, description="zoom")
+        self.zoom.layout = _WIDE
+        self.opacity = FloatSlider(first.opacity, min=0, max=1, step=0.05, description="opacity", layout=_WIDE)
+        self.words = Text(first.text, placeholder="any words, then Enter", description="words", layout=_WIDE)
+        self.words.continuous_update = False
+        self.save = Button(description="save PNG and PDF", icon="download", layout=Layout(width="170px"))
+
+    def _layout(self) -> VBox:
+        rows = [
+            [self.split, self.sort, self.previous, self.image, self.next, self.search],
+            [self.shown_class, self.masker, self.gate, self.network, self.opacity],
+            [self.words, self.local, self.column, self.row, self.zoom, self.save],
+        ]
+        wrapping = Layout(flex_flow="row wrap", align_items="center")
+        return VBox([*(HBox(row, layout=wrapping) for row in rows), self.status, self.picture, self.found])
+
+    def _observe(self) -> None:
+        redrawing = [self.image, self.shown_class, self.masker, self.gate, self.local, self.opacity, self.words]
+        for control in [*redrawing, self.column, self.row, self.zoom]:
+            control.observe(self.redraw, "value")
+        for control in (self.split, self.network, self.sort):
+            control.observe(self._regroup, "value")
+        self.search.observe(self._find, "value")
+        self.previous.on_click(lambda _: self._step(-1))
+        self.next.on_click(lambda _: self._step(1))
+        self.save.on_click(lambda _: self.save_view())
+        self.picture.observe(self._pointed, "event")
+
+    @property
+    def state(self) -> ExplorerState:
+        """What the controls say."""
+        return ExplorerState(
+            split=self.split.value,
+            index=self._order[self.image.value],
+            class_id=self.shown_class.value,
+            masker=self.masker.value,
+            gate=self.gate.value,
+            network=self.network.value,
+            local=self.local.value,
+            centre=(self.row.value, self.column.value),
+            zoom=self.zoom.value,
+            opacity=self.opacity.value,
+            text=self.words.value.strip(),
+            pixel=self._pixel,
+        )
+
+    @contextlib.contextmanager
+    def _together(self) -> Iterator[None]:
+        """Change several controls, then redraw once."""
+        before, self._quiet = self._quiet, True
+        try:
+            yield
+        finally:
+            self._quiet = before
+        self.redraw()
+
+    def _reorder(self, index: int) -> None:
+        """Offer the orders there are results for and stay at an image, whatever place it has in the order now."""
+        params, split = self.explorer.params, self.explorer.splits[self.split.value]
+        offered, by = sorts(params, split, self.network.value), self.sort.value
+        self.sort.options = offered
+        self.sort.value = by if by in offered else NAME
+        self._order = order(params, split, self.network.value, self.sort.value)
+        self.image.max = len(self._order) - 1
+        self.image.value = self._order.index(min(index, len(self._order) - 1))
+        self.search.options = split.names
+
+    def _regroup(self, change: dict[str, Any]) -> None:
+        if self._quiet:
+            return
+        with self._said(), self._together():
+            # Another order is asked for to see its first image, another network to see the same one.
+            here = self._order[self.image.value] if change["owner"] is self.network else 0
+            self._reorder(here)
+            if change["owner"] is not self.network:
+                self.image.value = 0
+
+    def _step(self, by: int) -> None:
+        self.image.value = min(max(self.image.value + by, 0), self.image.max)
+
+    def _find(self, change: dict[str, Any]) -> None:
+        wanted, names = change["new"].strip(), self.explorer.splits[self.split.value].names
+        hits = [i for i, name in enumerate(names) if wanted and wanted.lower() in name.lower()]
+        if wanted in names:
+            hits = [names.index(wanted)]
+        if hits:
+            self.image.value = self._order.index(hits[0])
+        elif wanted:
+            self.status.value = error_text(f"no image of split {self.split.value} has “{wanted}” in its name")
+
+    def _pointed(self, change: dict[str, Any]) -> None:
+        event = change["new"]
+        pixel = pixel_under(self.view, event["x"], event["y"]) if self.view else None
+        if pixel is not None and event["kind"] == "click":
+            self._pixel = pixel
+            self.redraw()
+        elif pixel is not None and self.local.value:
+            with self._together():
+                self.row.value, self.column.value = pixel
+        self.picture.answered = event["time"]
+
+    # --- what they show ----------------------------------------------------------------------------------------------
+
+    def redraw(self, _: Any = None) -> None:
+        """Show what the controls say, at once."""
+        if self._quiet:
+            return
+        started = time.perf_counter()
+        with self._said():
+            state = self.state
+            self.view = view_of(self.explorer, state)
+            self.picture.alt = f"{len(self.view.panels)} panels: " + ", ".join(p.title for p in self.view.panels)
+            self.picture.data = as_jpeg(render_view(self.view))
+            self.drawn += 1
+            self.found.value = pixel_table(self.explorer, state) if state.pixel else ""
+            self.status.value = self._about(state, time.perf_counter() - started)
+
+    @contextlib.contextmanager
+    def _said(self) -> Iterator[None]:
+        """Say an error of the user's in the panel: nobody would see it elsewhere."""
+        try:
+            yield
+        except CarbError as error:
+            self.status.value = error_text(str(error))
+
+    def _about(self, state: ExplorerState, seconds: float) -> str:
+        explorer, labels = self.explorer, self.explorer.subject(state).labels
+        place = f"<b>{html.escape(explorer.name(state))}</b> ({self.image.value + 1} of {len(self._order)})"
+        if labels is None:
+            parts = [place, "no image-level labels: all classes compete"]
+        else:
+            parts = [place, "labels: " + ", ".join(explorer.class_set.names[c] for c in labels.nonzero().flatten())]
+        unknown = explorer.unknown_words(state)
+        if unknown:
+            parts.append(error_text(f"this CLIP never saw: {', '.join(unknown)}"))
+        hint = "click: what is here" + ("; drag: move the local view" if state.local else "")
+        return " · ".join([*parts, f"<i>{hint}</i>", f"{1000 * seconds:.0f} ms"])
+
+    def save_view(self) -> list[str]:
+        """Save the view in figures/<run>/explorer as PNG, PDF and JSON; say and return where."""
+        state = self.state
+        stem = f"{state.split}_{self.explorer.name(state)}"
+        folder = self.explorer.params.figures_dir / "explorer"
+        free = next(n for n in itertools.count(1) if not (folder / f"{stem}_{n}.png").exists())
+        figure, record = view_figure(view_of(self.explorer, state)), view_record(self.explorer, state)
+        saved = [
+            str(path.relative_to(project_root())) for path in save_figure(figure, folder / f"{stem}_{free}", record)
+        ]
+        self.status.value = "saved: " + ", ".join(map(html.escape, saved))
+        return saved
+
+
+def watched(explorer: Explorer) -> bool:
+    """Tell whether a panel is of use: a page watches, or `interactive` says so; else a figure is shown instead."""
+    return explorer.params.interactive or is_live()
+
+
+def time_moves(panel: ExplorerPanel, moves: int = 30) -> np.ndarray:
+    """Move the panel's controls, one after the other, and return the seconds from each move to its new picture.
+
+    Two images, which are visited first so that their features are kept, then in turn: opacity, class, gating, words,
+    a click, the local view dragged, its zoom, the other image. Raises RuntimeError where a move draws nothing.
+    """
+    near = min(panel.image.value + 1, panel.image.max)
+    images = [panel.image.value, near]
+    words = list(dict.fromkeys([panel.explorer.class_set.words[c][0] for c in (-1, 0)]))
+    panel.local.value = True
+    for image, text in zip(images[::-1], words[::-1], strict=False):
+        panel.image.value, panel.words.value = image, text
+    height, width = panel.explorer.params.image_size
+    seconds = []
+    for move in range(moves):
+        turn, kind = divmod(move, 8)
+        before, started = panel.drawn, time.perf_counter()
+        if kind == 0:
+            panel.opacity.value = 0.3 + 0.1 * (turn % 4)
+        elif kind == 1:
+            panel.shown_class.value = (panel.shown_class.value + 1) % len(panel.explorer.class_set)
+        elif kind == 2:
+            panel.gate.value = GATES[2 * (panel.gate.value != "none")]
+        elif kind == 3:
+            panel.words.value = words[panel.words.value == words[0]]
+        elif kind == 4 or kind == 5:
+            share = (turn + 1) / 8
+            event = {
+                "kind": ("click", "drag")[kind == 5],
+                "x": 0.25 * share,
+                "y": 0.1 + 0.1 * share,
+                "time": move + 1.0,
+            }
+            panel.picture.event = event
+        elif kind == 6:
+            panel.zoom.value = 1.1 + 0.1 * turn
+        else:
+            panel.image.value = images[panel.image.value == images[0]]
+        seconds.append(time.perf_counter() - started)
+        if panel.drawn != before + 1:
+            raise RuntimeError(f"move {move} drew {panel.drawn - before} pictures: {panel.status.value}")
+    return np.array(seconds)

@@ -1,0 +1,116 @@
+"""Small pieces of the explorer's panel: a picture to click and drag on, and findings as HTML."""
+
+from __future__ import annotations
+
+import html
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import anywidget
+import numpy as np
+import traitlets
+from ipywidgets import Dropdown, Layout
+from PIL import Image
+
+from carblib.explore import Explorer, ExplorerState
+from carblib.style import IGNORE, truth_name
+
+QUALITY = 90  # of the JPEG shown; saved views are drawn anew
+_JAVASCRIPT = """
+function render({ model, el }) {
+  const img = document.createElement("img");
+  img.className = "carblib-picture";
+  img.draggable = false;
+  img.style.cssText = "display:block;width:100%;cursor:crosshair;touch-action:none";
+  let url = null, pressed = null, moved = false, next = null, waiting = false;
+  const show = () => {
+    const old = url;
+    url = URL.createObjectURL(new Blob([model.get("data")], { type: "image/jpeg" }));
+    img.onload = () => old && URL.revokeObjectURL(old);
+    img.src = url;
+    img.alt = model.get("alt");
+  };
+  const flush = () => {
+    // One event at a time: the next one waits until the kernel has answered, and only the newest waits.
+    if (!next || waiting) return;
+    waiting = true;
+    model.set("event", next);
+    model.save_changes();
+    next = null;
+  };
+  const send = (kind, e) => {
+    const box = img.getBoundingClientRect();
+    const x = (e.clientX - box.left) / box.width, y = (e.clientY - box.top) / box.height;
+    next = { kind, x, y, time: performance.now() };
+    flush();
+  };
+  img.onpointerdown = (e) => { pressed = e; moved = false; img.setPointerCapture(e.pointerId); };
+  img.onpointermove = (e) => {
+    if (!pressed) return;
+    moved = moved || Math.hypot(e.clientX - pressed.clientX, e.clientY - pressed.clientY) > 4;
+    if (moved) send("drag", e);
+  };
+  img.onpointerup = (e) => { if (pressed) send(moved ? "drag" : "click", e); pressed = null; };
+  img.onpointercancel = () => { pressed = null; };
+  const answered = () => { waiting = false; flush(); };
+  model.on("change:data", show);
+  model.on("change:answered", answered);
+  el.appendChild(img);
+  show();
+  return () => { model.off("change:data", show); model.off("change:answered", answered); };
+}
+export default { render };
+"""
+
+
+class PointerPicture(anywidget.AnyWidget):
+    """A JPEG (`data`) that reports clicks and drags as `event` {kind, x, y, time}, x and y as shares (0–1) of it.
+
+    `answered` is set to an event's time when it has been dealt with; only then the page sends the next one.
+    """
+
+    _esm = _JAVASCRIPT
+    data = traitlets.Bytes(b"").tag(sync=True)
+    alt = traitlets.Unicode("").tag(sync=True)
+    event = traitlets.Dict().tag(sync=True)
+    answered = traitlets.Float(0).tag(sync=True)
+
+
+def as_jpeg(picture: np.ndarray) -> bytes:
+    """Encode a picture (H, W, 3) uint8 for the page."""
+    data = io.BytesIO()
+    Image.fromarray(picture).save(data, "JPEG", quality=QUALITY, subsampling=0)
+    return data.getvalue()
+
+
+def pixel_table(explorer: Explorer, state: ExplorerState) -> str:
+    """Return as HTML what is at the clicked pixel: truth, prediction, pseudo-mask, and the classes by similarity."""
+    row, column = state.pixel
+    masks = {"pseudo-mask": explorer.pseudo_mask(state)}
+    predicted, truth = explorer.prediction(state), explorer.subject(state).truth
+    masks |= {} if predicted is None else {"prediction": predicted[0]}
+    masks |= {} if truth is None else {truth_name(explorer.params): truth}
+    names = explorer.class_set.names
+    named = [f"{what} <b>{_name(names, int(mask[row, column]))}</b>" for what, mask in masks.items()]
+    cells = []
+    for place, (name, value) in enumerate(explorer.similarity_at(state, state.pixel), 1):
+        palette = explorer.class_set.palette[names.index(name)] if name in names else (255, 255, 255)
+        swatch = f"background:rgb{tuple(map(int, palette))};border:1px solid #767676;padding:0 .5em;margin-right:.3em"
+        text = f"<span style='{swatch}'></span>{html.escape(name)} {value:.3f}"
+        cells.append(f"<span style='white-space:nowrap;margin-right:1.2em'>{place}. {text}</span>")
+    return f"<div>row {row}, column {column}: {', '.join(named)}</div><div>{' '.join(cells)}</div>"
+
+
+def error_text(message: str) -> str:
+    """Return a message as HTML in the colour of errors."""
+    return f"<b style='color:#b00020'>{html.escape(message)}</b>"
+
+
+def dropdown(label: str, options: Sequence[Any], value: Any, width: str = "210px") -> Dropdown:
+    """Return a labelled dropdown of values, or of (text, value) pairs."""
+    return Dropdown(options=options, value=value, description=label, layout=Layout(width=width))
+
+
+def _name(names: Sequence[str], train_id: int) -> str:
+    return "void" if train_id == IGNORE else html.escape(names[train_id])

@@ -1,0 +1,152 @@
+"""A tiny run with every kind of saved result, made of noise: what figures, tables and the report are tested on."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from carblib import __version__, files
+from carblib.classes import CAMVID
+from carblib.params import Params
+
+SIZE = (32, 64)
+NAMES = [f"{i:06d}" for i in range(1, 6)]
+SCORES = {
+    "pseudo_masks_global": 0.4,
+    "pseudo_masks_local": 0.5,
+    "plain": 0.55,
+    "glv": 0.6,
+    "carb": 0.58,
+    "full": 0.7,
+    "ceiling": 0.9,
+}
+
+
+def make_run(root: Path, **changes: Any) -> Path:
+    """Write a project folder under `root` with rendered-scene data and runs/tiny; return the run's folder."""
+    rng = np.random.default_rng(0)
+    settings = {"iterations": 100, "warmup": 60, "variants": ["plain", "full"], **changes}
+    params = Params(run="tiny", dataset="scenes", root=str(root / "data"), **settings)
+    run = root / "runs" / "tiny"
+    files.write_text(run / "params.yaml", params.to_yaml())
+    truths = write_data(root / "data", rng)
+    for variant, score in SCORES.items():
+        files.write_json(run / "evaluation" / f"{variant}.json", evaluation(variant, score, rng))
+        folder = {"pseudo_masks_global": "pseudo_masks", "pseudo_masks_local": "pseudo_masks_local"}.get(
+            variant, f"predictions/{variant}"
+        )
+        for name in NAMES:
+            noise = rng.integers(0, 11, SIZE).astype(np.uint8)
+            mask = np.where(rng.random(SIZE) < score, truths[name] % 11, noise).astype(np.uint8)
+            files.write_index_png(run / folder / "test" / f"{name}.png", mask, CAMVID.palette)
+    for variant in ("plain", "full"):
+        write_training(run / "train" / variant, variant, rng)
+    files.write_json(run / "analysis.json", analysis(rng))
+    maskers = [{"masker": m, "miou": 0.3 + i / 50, "small_miou": None, "seconds": 0.05 * i} for i, m in enumerate("ab")]
+    files.write_json(run / "maskers.json", maskers)
+    files.write_json(run / "ablations.json", ablations(rng))
+    files.write_text(run / "notebooks" / "01_dataset_analysis.html", "<p>page</p>")
+    files.write_text(run / "notebooks" / "03_train.html", "<p>page</p>")
+    files.write_json(run / "done" / "01_dataset_analysis.json", {"finished": "2026-01-02T03:04:05+00:00"})
+    return run
+
+
+def write_data(root: Path, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Write splits val and test in CamVid's SegNet form; return the test masks (11 = void)."""
+    truths = {}
+    for split in ("val", "test"):
+        for name in NAMES:
+            mask = np.repeat(np.repeat(rng.integers(0, 12, (4, 8)), 8, 0), 8, 1).astype(np.uint8)
+            files.write_image(root / split / f"{name}.png", rng.integers(0, 255, (*SIZE, 3)).astype(np.uint8))
+            files.write_image(root / f"{split}annot" / f"{name}.png", mask)
+            truths[name] = mask
+    return truths
+
+
+def evaluation(variant: str, score: float, rng: np.random.Generator, split: str = "test") -> dict[str, Any]:
+    """An evaluation as evaluate.py writes it; the truth's class c has 10^(c mod 5) · 10 pixels, `score` of them found."""
+    counts = np.zeros((11, 12), np.int64)
+    for c in range(11):
+        total = 10 ** (c % 5) * 10
+        counts[c, c] = round(total * score)
+        counts[c, (c + 1) % 11] += total - counts[c, c]
+    hits = np.diag(counts)
+    iou = hits / (counts.sum(1) + counts[:, :11].sum(0) - hits)
+    small = list(CAMVID.small_ids)
+    labels, found = ["10–39 px", "40–159 px", "160–639 px", "≥ 640 px"], [score / 2, score, None, score]
+    table = {"count": [7, 5, 0, 2], "recall": found, "iou": found}
+    means = {"miou": iou.mean(), "small_miou": iou[small].mean()}
+    return {
+        "run": "tiny", "variant": variant, "split": split, "images": len(NAMES), "seed": 0, "version": __version__,
+        "iteration": None if variant.startswith("pseudo") else 100,
+        "class_names": list(CAMVID.names), "small_ids": small, "confusion": counts.tolist(), "iou": iou.tolist(),
+        "iou_interval": [[max(v - 0.02, 0), min(v + 0.05, 1)] for v in iou],
+        **{key: float(value) for key, value in means.items()},
+        **{f"{key}_interval": [value - 0.02, value + 0.05] for key, value in means.items()},
+        "per_image": [
+            {"name": name, "miou": float(rng.random()), "small_recall": 0.5, "small_objects": i}
+            for i, name in enumerate(NAMES)
+        ],
+        "objects": {"bins": [10, 40, 160, 640], "labels": labels, "per_class": {"pole": table}, "all_small": table},
+    }  # fmt: skip
+
+
+def write_training(folder: Path, variant: str, rng: np.random.Generator) -> None:
+    """Write log.csv, reliability.csv, regions and done.json of one training."""
+    log, reliability = [], []
+    for i in range(10, 101, 10):
+        weight = 0.3 if variant == "full" and i > 60 else float("nan")
+        parts = {"consistent": 0.5, "noisy": 2.0, "local_consistent": 0.4 * (variant == "full"), "local_noisy": 0.0}
+        log.append({"iteration": i, "loss": 100 / i, **parts, "weight": weight, "consistent_share": i / 100, "lr": 0.1,
+                    "seconds": i / 10, "val_miou": 0.4 if i % 50 == 0 else None, "val_small_miou": None})  # fmt: skip
+    for i in (50, 70, 80, 90, 100):
+        for c, name in enumerate(CAMVID.names):
+            inside = 0.9 if c else None
+            reliability.append({"iteration": i, "class": name, "share_consistent": c / 20, "precision_consistent": inside,
+                                "precision_noisy": 0.2, "predicted_share": 0.1, "pixels": 100 * (c + 1)})  # fmt: skip
+        for name in NAMES[:2]:
+            maps = {key: rng.integers(0, 11, SIZE).astype(np.uint8) for key in ("pseudo_mask", "prediction")}
+            data = io.BytesIO()
+            np.savez_compressed(data, consistent=maps["pseudo_mask"] == maps["prediction"], **maps)
+            files.write_bytes(folder / "regions" / f"{i:06d}" / f"{name}.npz", data.getvalue())
+    files.write_csv(folder / "log.csv", log)
+    files.write_csv(folder / "reliability.csv", reliability)
+    files.write_json(folder / "done.json", {"iteration": 100, "version": __version__})
+
+
+def analysis(rng: np.random.Generator) -> dict[str, Any]:
+    """What analysis.py writes; the last class is nowhere."""
+    shares = np.array([10.0 ** -(c % 4) for c in range(10)] + [0])
+    together = np.full((11, 11), 3)
+    together[10] = together[:, 10] = 0
+    areas = {name: rng.integers(10, 500, 6).tolist() for name in CAMVID.names[:10]} | {CAMVID.names[10]: []}
+    return {
+        "split": "train", "images": 5, "class_names": list(CAMVID.names), "small_ids": list(CAMVID.small_ids),
+        "pixel_share": (shares / shares.sum()).tolist(), "image_share": [0.6] * 10 + [0.0],
+        "cooccurrence": together.tolist(), "classes_per_image": [8, 9, 10, 10, 10], "object_areas": areas,
+        "size": list(SIZE),
+    }  # fmt: skip
+
+
+def ablations(rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Rows of ablations.json: two paths, three seeds, CLIP's masks without a seed, one failed score."""
+    rows = [
+        {
+            "variant": "pseudo_masks",
+            "path": "dual",
+            "masker": "value_path",
+            "seed": None,
+            "miou": 0.3,
+            "small_miou": 0.1,
+        }
+    ]
+    for path in ("dual", "single_crf"):
+        for variant in ("plain", "glv", "carb", "full"):
+            for seed in range(3):
+                scores = {"miou": 0.4 + float(rng.random()) / 10, "small_miou": 0.1}
+                rows.append({"variant": variant, "path": path, "masker": "value_path", "seed": seed, **scores})
+    rows[-1]["small_miou"] = None
+    return rows
