@@ -21,6 +21,7 @@ from carblib.errors import CarbError
 from carblib.headless import NotebookFailed, execute, render_html
 from carblib.notebook import changed_keys, done_path, read_done
 from carblib.params import Params, load_params, project_root, resolve
+from carblib.results import in_order
 
 NOTEBOOKS = ("01_dataset_analysis", "02_pseudo_masks", "03_train", "04_small_object_evaluation")
 
@@ -139,7 +140,7 @@ def overview(jobs: Sequence[Job]) -> str:
         for path in sorted((job.params.run_dir / "evaluation").glob("*.json")):
             result = files.read_json(path)
             row[result["variant"]] = f"{_percent(result['miou'])} / {_percent(result['small_miou'])}"
-    variants = list(dict.fromkeys(name for row in cells.values() for name in row))
+    variants = in_order({name for row in cells.values() for name in row})
     if not variants:
         return "no evaluation yet"
     lines = [["variant", *cells], *([name, *(row.get(name, "") for row in cells.values())] for name in variants)]

@@ -1,7 +1,7 @@
 """Features of a frozen backbone, computed once per image and mirror image.
 
-A frozen backbone gives the same features in every epoch as long as crops start at multiples of its stride and images are
-not resized at random or distorted (`Params` checks that). Then only the ASPP head is left to compute in an iteration.
+A frozen backbone gives the same features in every epoch as long as crops start at multiples of its stride and images
+are not resized at random or distorted (`Params` checks that). Then only the ASPP head is left to compute.
 A crop of the cached features sees the image around it, where a network run on the crop would see zero padding; it is
 the features of the whole image that are cropped, as in whole-image inference.
 """
@@ -21,7 +21,7 @@ from carblib.transforms import load_sized
 
 
 class FeatureCache:
-    """Backbone features (N, 2, F, h, w) in bfloat16 of some images of a split and of their mirror images."""
+    """Backbone features in bfloat16 of some images of a split: (N, 2, F, h, w) with mirror images, else (N, 1, …)."""
 
     @torch.inference_mode()
     def __init__(
@@ -31,14 +31,15 @@ class FeatureCache:
         chosen: Sequence[int],
         size: tuple[int, int],
         device: torch.device,
+        mirrored: bool,
     ):
         network.to(device).eval()
         self.stride = network.stride
         values = []
         for i in tqdm(chosen, desc=f"{split.name} features", **bar_options()):
             image = load_sized(split.image(i), size).to(device)
-            pair = network.features(torch.stack([image, image.flip(2)]))
-            values.append(pair.to("cpu", torch.bfloat16))
+            views = [image, image.flip(2)] if mirrored else [image]
+            values.append(network.features(torch.stack(views)).to("cpu", torch.bfloat16))
         self.values = torch.stack(values)
 
     def crop(self, index: Tensor, flipped: Tensor, box: Tensor, size: tuple[int, int]) -> Tensor:

@@ -20,7 +20,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from carblib.classes import ClassSet
 from carblib.explore import Box, Explorer, ExplorerState, Pixel
-from carblib.predict import overlay
 from carblib.style import (
     FAINT,
     IGNORE,
@@ -30,6 +29,7 @@ from carblib.style import (
     FigureRecord,
     PaperFigure,
     class_legend,
+    colorize,
     figure_record,
     new_figure,
     paper_style,
@@ -79,8 +79,11 @@ def view_of(explorer: Explorer, state: ExplorerState) -> View:
     image = shrink(subject.image, DETAIL)
     ends, opacity = explorer.similarity_range(state), state.opacity
 
+    # Over grey, a colour keeps its hue and can be found in the legend.
+    grey = np.repeat(image.mean(-1, keepdims=True).astype(np.uint8), 3, axis=-1)
+
     def painted(mask: np.ndarray) -> np.ndarray:
-        return overlay(image, mask, classes, opacity)
+        return _mix(grey, colorize(mask, classes), opacity)
 
     named = {"pseudo-mask": shrink(explorer.pseudo_mask(state), DETAIL)}
     predicted, consistent = explorer.prediction(state), explorer.consistent(state)
@@ -92,15 +95,15 @@ def view_of(explorer: Explorer, state: ExplorerState) -> View:
     word = classes.words[state.class_id][0]
     panels = [
         Panel("image", image),
-        Panel(f"similarity to “{word}”", _heat(image, values, ends, opacity)),
+        Panel(f"similarity to “{word}”", _heat(grey, values, ends, opacity)),
     ]
     panels += [Panel(title, painted(mask)) for title, mask in named.items()]
     if consistent is not None:
         agreed = shrink(consistent.astype(np.uint8), DETAIL).astype(bool)
-        shown = np.where(agreed[..., None], painted(named["pseudo-mask"]), _mix(image, NOISY, max(opacity, 0.8)))
+        shown = np.where(agreed[..., None], painted(named["pseudo-mask"]), _mix(grey, NOISY, max(opacity, 0.8)))
         panels.append(Panel(f"reliable regions: {100 * consistent.mean():.0f} % consistent", shown))
     if explorer.has_words(state):
-        panels += _word_panels(explorer, state, image, ends)
+        panels += _word_panels(explorer, state, grey, ends)
     return View(
         tuple(panels),
         tuple(named.values()),
@@ -114,11 +117,11 @@ def view_of(explorer: Explorer, state: ExplorerState) -> View:
 
 
 def _word_panels(explorer: Explorer, state: ExplorerState, image: np.ndarray, ends: tuple[float, float]) -> list[Panel]:
-    text = state.text if len(state.text) <= 24 else state.text[:23] + "…"
+    text = state.text if len(state.text) <= 16 else state.text[:15] + "…"
     wins = explorer.text_margin(state) > 0
     shown = np.where(shrink(wins.astype(np.uint8), DETAIL)[..., None] > 0, _mix(image, MARK, state.opacity), image)
     heat = _heat(image, shrink(explorer.text_similarity(state), DETAIL), ends, state.opacity)
-    title = f"“{text}” beats all classes: {100 * wins.mean():.1f} %"
+    title = f"“{text}” wins: {100 * wins.mean():.1f} %"
     return [Panel(f"similarity to “{text}”", heat), Panel(title, shown)]
 
 
@@ -148,11 +151,11 @@ def render_view(view: View, width: int = WIDTH) -> np.ndarray:
     for panel, (left, top, across, down) in zip(view.panels, places, strict=True):
         way = Image.Resampling.NEAREST if across > panel.picture.shape[1] else Image.Resampling.BOX
         canvas.paste(Image.fromarray(panel.picture).resize((across, down), way), (left, top))
-        draw.text((left, top - 5), panel.title, INK, _font(15), anchor="ls")
+        draw.text((left + 1, top - 5), panel.title, INK, _font(15), anchor="ls")
         _marks(draw, view, (left, top, across, down))
     rows = _wrap(_legend(view), width)
     for row, line in enumerate(rows, -len(rows)):
-        x = 0
+        x = 1
         for name, colour in line:
             _entry(draw, x, canvas.height + row * _LINE, name, colour)
             x += _entry_width(name, colour)
@@ -206,7 +209,7 @@ def _legend(view: View) -> list[tuple[str, tuple[int, int, int] | None]]:
     seen = np.unique(np.concatenate([np.unique(mask) for mask in view.masks]))
     entries = [(view.class_set.names[c], view.class_set.palette[c]) for c in seen if c != IGNORE]
     entries += [("void", (0, 0, 0))] * (IGNORE in seen) + [("noisy region", NOISY)] * view.noisy
-    return [*entries, (f"{low:.2f}|{high:.2f} cosine similarity", None)]
+    return [*entries, (f"{low:.2f}|{high:.2f} cosine similarity".replace("-", "−"), None)]
 
 
 def _wrap(entries: list, width: int) -> list[list]:
@@ -251,14 +254,14 @@ def view_figure(view: View) -> PaperFigure:
     """Draw a view at page width in the style of all figures: same panels, vector text and marks, one legend."""
     columns = _COLUMNS[len(view.panels)]
     rows = -(-len(view.panels) // columns)
-    height = rows * (PAGE / columns * view.size[0] / view.size[1] + 0.22) + 0.75
-    figure = new_figure(PAGE, height)
+    figure = new_figure(PAGE, rows * PAGE / columns + 1)
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.015, wspace=0, hspace=0)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.ravel():
         axes.set_axis_off()
     for axes, panel in zip(grid.ravel(), view.panels, strict=False):
         axes.imshow(panel.picture, extent=(0, view.size[1], view.size[0], 0), interpolation="nearest")
-        axes.set_title(panel.title, fontweight="normal", fontsize=7)
+        axes.set_title(panel.title, fontweight="normal", fontsize=7 if columns < 4 else 6.5)
         if view.box:
             top, left, bottom, right = view.box
             for colour, wide in (("black", 1.8), ("white", 0.8)):
@@ -273,6 +276,11 @@ def view_figure(view: View) -> PaperFigure:
     bar.outline.set_linewidth(0.4)
     noisy = [Patch(facecolor="white", edgecolor=INK, linewidth=0.6, label="noisy region")] * view.noisy
     class_legend(figure, view.masks, view.class_set, extra=noisy)
+    for _ in range(2):  # just as high as the panels are at this width
+        figure.draw_without_rendering()
+        slot, shown = grid[0, 0].get_position(original=True), grid[0, 0].get_position()
+        spare = slot.height - shown.height * slot.width / shown.width
+        figure.set_figheight(figure.get_figheight() * (1 - rows * spare))
     return figure
 
 

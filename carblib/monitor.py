@@ -33,7 +33,9 @@ class Monitor:
     def __init__(self, params: Params, masker: Masker, network: SegmentationNetwork, device: torch.device):
         split = open_split(params, params.val_split)
         if not split.has_masks:
-            raise CarbError(f"val_split: '{params.val_split}' has no masks to watch the training with; set val_every: 0")
+            raise CarbError(
+                f"val_split: '{params.val_split}' has no masks to watch the training with; set val_every: 0"
+            )
         self.params, self.device, self.split = params, device, split
         step = max(1, len(split) // params.val_images) if params.val_images else 1
         self.chosen = list(range(0, len(split), step))
@@ -41,7 +43,7 @@ class Monitor:
         self.labels = [labels_of(truth, len(params.class_set)) for truth in self.truths]
         self.cache = None
         if params.cache_features:
-            self.cache = FeatureCache(network, split, self.chosen, params.image_size, device)
+            self.cache = FeatureCache(network, split, self.chosen, params.image_size, device, mirrored=False)
         self.pseudo_masks = [self._pseudo_mask(masker, row) for row in range(len(self.chosen))]
 
     @torch.inference_mode()
@@ -67,7 +69,9 @@ class Monitor:
             gated = logits.masked_fill(absent[:, None, None], float("-inf")).argmax(0).byte().cpu().numpy()
             reliability.add(pseudo_mask, gated, truth)
             if row < self.params.monitor_images:
-                self._keep(folder / "regions" / f"{iteration:06d}", self.split.names[self.chosen[row]], pseudo_mask, gated)
+                self._keep(
+                    folder / "regions" / f"{iteration:06d}", self.split.names[self.chosen[row]], pseudo_mask, gated
+                )
         append_rows(folder / "reliability.csv", reliability.rows(iteration))
         values = iou(matrix)
         return {

@@ -36,7 +36,7 @@ Scales = Annotated[tuple[Positive, ...], _SOME, BeforeValidator(_from_text)]
 Integers = Annotated[tuple[Pixels, ...], _SOME, BeforeValidator(_from_text)]
 Variant = Literal["plain", "glv", "carb", "full"]
 Variants = Annotated[tuple[Variant, ...], BeforeValidator(_from_text)]
-Backbone = Literal["resnet50_v1c", "resnet101_v1c", "resnet18", "resnet50", "resnet101", "mobilenet_v2", "small"]
+Backbone = Literal["resnet50_v1c", "resnet101_v1c", "resnet50", "resnet101", "mobilenet_v2", "small"]
 Masker = Literal["value_path", "no_residual", "query_query", "key_key", "sclip", "clearclip", "naclip"]
 Trained = Literal["plain", "glv", "carb", "full", "ceiling"]
 AblationVariants = Annotated[tuple[Trained, ...], _SOME, BeforeValidator(_from_text)]
@@ -118,7 +118,9 @@ class Params(BaseModel):
     backbone_weights: str = Field("small", description='"torchvision", "random", "small", or a file')
     freeze_backbone: bool = Field(True, description="train only the ASPP head")
     cache_features: bool = Field(True, description="compute a frozen backbone's features once per image and flip")
-    input_scale: Literal[1, 2, 4, 8] = Field(1, description="images are enlarged by this for the network (1 = the paper)")
+    input_scale: Literal[1, 2, 4, 8] = Field(
+        1, description="images are enlarged by this for the network (1 = the paper)"
+    )
     aspp_dilations: Integers = Field((6, 12, 18, 24), description="dilations of the ASPP head's parallel convolutions")
     supervision: Literal["clip", "masks"] = Field("clip", description="masks = the true-mask ceiling")
 

@@ -26,9 +26,10 @@ from carblib import errors, files
 from carblib.classes import CAMVID
 from carblib.network import SMALL_BACKBONE, normalise, small_backbone
 from carblib.pretrain_clip import RenderedScene
+from carblib.progress import bar_options
 from carblib.scenes import render_scene, scene_seed
 
-
+SIZE = 64  # pixels of a crop's side
 ZOOM = (1.0, 3.5)  # range of enlargement; the demo's network sees images enlarged by 2
 
 
@@ -88,52 +89,64 @@ def pretrain(minutes: float, scenes: int, batch_size: int, lr: float, seed: int,
     """Train for a time budget, print the accuracy on crops of unseen scenes, write safetensors; returns the path."""
     torch.manual_seed(seed)
     with ProcessPoolExecutor(2) as pool:
-        rendered = list(
-            tqdm(
-                pool.map(partial(_render, seed=seed), range(scenes), chunksize=16),
-                total=scenes,
-                desc="rendering",
-                mininterval=10,
-            )
-        )
-    held_out = scenes // 20
-    sampler = CropSampler(rendered[held_out:], np.random.default_rng([seed, 1]))
-    check = CropSampler(rendered[:held_out], np.random.default_rng([seed, 2]))
-    check.kinds = sampler.kinds
+        made = pool.map(partial(_render, seed=seed), range(scenes), chunksize=16)
+        pool_of_scenes = list(tqdm(made, total=scenes, desc="rendering", **bar_options()))
+    held_out = max(1, scenes // 20)
+    sampler = CropSampler(pool_of_scenes[held_out:], np.random.default_rng([seed, 1]))
+    check = CropSampler(pool_of_scenes[:held_out], np.random.default_rng([seed, 2]))
     backbone = small_backbone().to(memory_format=torch.channels_last)
     classifier = nn.Linear(backbone.channels, len(sampler.kinds))
-    parameters = [*backbone.parameters(), *classifier.parameters()]
-    optim = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.02)
+    steps = fit(backbone, classifier, sampler, minutes, batch_size, lr)
+    right = accuracy(backbone, classifier, check, sampler.kinds)
+    save_backbone(backbone, output)
+    print(
+        f"{output}: {steps} steps, {len(sampler.kinds)} kinds, accuracy {100 * right:.1f} % on crops of unseen scenes, "
+        f"{output.stat().st_size / 1e6:.1f} MB"
+    )
+    return output
+
+
+def fit(
+    backbone: nn.Module, classifier: nn.Module, sampler: CropSampler, minutes: float, batch_size: int, lr: float
+) -> int:
+    """Train backbone and classifier for a time budget (AdamW, warm-up and cosine); returns the steps taken."""
+    optimizer = torch.optim.AdamW([*backbone.parameters(), *classifier.parameters()], lr=lr, weight_decay=0.02)
     start, step, running = time.time(), 0, 0.0
     while (done := (time.time() - start) / (60 * minutes)) < 1:
-        optim.param_groups[0]["lr"] = lr * min(1.0, done / 0.05) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
-        crops, kinds = sampler.batch(batch_size, 64, ZOOM)
+        optimizer.param_groups[0]["lr"] = lr * min(1.0, done / 0.05) * (0.01 + 0.495 * (1 + math.cos(math.pi * done)))
+        crops, kinds = sampler.batch(batch_size, SIZE, ZOOM)
         features = backbone(normalise(crops).to(memory_format=torch.channels_last))
         loss = F.cross_entropy(classifier(centre_pool(features)), kinds, label_smoothing=0.05)
-        optim.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        optim.step()
+        optimizer.step()
         step += 1
         running = 0.98 * running + 0.02 * float(loss.detach())
         if step % 100 == 0:
             print(f"step {step}  {100 * done:.0f} %  loss {running / (1 - 0.98**step):.3f}", flush=True)
+    return step
+
+
+@torch.inference_mode()
+def accuracy(backbone: nn.Module, classifier: nn.Module, sampler: CropSampler, kinds: list[str]) -> float:
+    """Share (0-1) of 1000 crops of the sampler's scenes that are named right, over the kinds both samplers know."""
+    sampler.kinds = [kind for kind in kinds if kind in sampler.by_kind]
+    crops, rows = sampler.batch(1000, SIZE, ZOOM)
+    wanted = torch.tensor([kinds.index(kind) for kind in sampler.kinds])[rows]
     backbone.eval(), classifier.eval()
-    with torch.inference_mode():
-        crops, kinds = check.batch(1000, 64, ZOOM)
-        correct = classifier(centre_pool(backbone(normalise(crops)))).argmax(1) == kinds
-    state = {name: value.half() if value.is_floating_point() else value for name, value in backbone.state_dict().items()}
-    files.write_bytes(output, save({name: value.contiguous() for name, value in state.items()}))
-    print(
-        f"{output}: {step} steps, {len(sampler.kinds)} kinds, accuracy {100 * correct.float().mean():.1f} % on 1000 "
-        f"crops of unseen scenes, {output.stat().st_size / 1e6:.1f} MB"
-    )
-    return output
+    return float((classifier(centre_pool(backbone(normalise(crops)))).argmax(1) == wanted).float().mean())
+
+
+def save_backbone(backbone: nn.Module, path: Path) -> None:
+    """Write the weights in float16 as safetensors, with torchvision's keys."""
+    halves = {name: v.half() if v.is_floating_point() else v for name, v in backbone.state_dict().items()}
+    files.write_bytes(path, save({name: value.contiguous() for name, value in halves.items()}))
 
 
 def main() -> None:
     """Parse the command line and pretrain."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=20, help="training time after rendering")
+    parser.add_argument("--minutes", type=float, default=18, help="training time after rendering")
     parser.add_argument("--scenes", type=int, default=1500)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=4e-3)

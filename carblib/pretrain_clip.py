@@ -8,8 +8,8 @@ caption that names what the crop shows, and learns from two losses, neither of w
   caption must win some patches (a smooth maximum over patches), an absent word none. It is what makes patch features
   speak the language of the text tower, which web-scale training gives the real CLIP for free.
 
-The renderer knows which classes cover a crop; a class is worth a word when it covers a twenty-fifth of it. The scenes come from
-a seed range of their own, disjoint from every split of the demo.
+The renderer knows which classes cover a crop; a class is worth a word when it covers a twenty-fifth of it. The scenes
+come from a seed range of their own, disjoint from every split of the demo.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from carblib import errors, files
 from carblib.classes import CAMVID
 from carblib.clip_models import CLIP_MEAN, CLIP_STD, SMALL_CLIP, clip
 from carblib.masker_strategies import position_embeddings, value_path
+from carblib.progress import bar_options
 from carblib.prompts import TEMPLATES
 from carblib.scenes import SceneObject, render_scene, scene_seed
 
@@ -81,7 +82,7 @@ def render_pool(count: int, seed: int, processes: int) -> list[RenderedScene]:
     """Render the training scenes (seed range "clip") with a progress bar."""
     with ProcessPoolExecutor(processes) as pool:
         scenes = pool.map(partial(_render, seed=seed), range(count), chunksize=16)
-        return list(tqdm(scenes, total=count, desc="rendering", mininterval=10))
+        return list(tqdm(scenes, total=count, desc="rendering", **bar_options()))
 
 
 class PairSampler:
@@ -270,7 +271,7 @@ def train_clip(minutes: float, scenes: int, batch_size: int, lr: float, seed: in
 
 
 def save_clip(model: nn.Module, seen: Tensor, path: Path) -> None:
-    """Write OpenAI's state-dict format in float16; token rows that no caption used are zero, the archive is deflated."""
+    """Write OpenAI's state-dict format in float16, deflated; token rows that no caption used are zero."""
     state = {name: value.detach().half() for name, value in model.state_dict().items()}
     state["token_embedding.weight"] = state["token_embedding.weight"] * seen[:, None]
     state |= {"input_resolution": torch.tensor(64), "context_length": torch.tensor(CONTEXT)}
@@ -286,8 +287,8 @@ def save_clip(model: nn.Module, seen: Tensor, path: Path) -> None:
 def main() -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=30, help="training time after rendering")
-    parser.add_argument("--scenes", type=int, default=3000, help="rendered training scenes")
+    parser.add_argument("--minutes", type=float, default=25, help="training time after rendering")
+    parser.add_argument("--scenes", type=int, default=2000, help="rendered training scenes")
     parser.add_argument("--batch-size", type=int, default=192)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)

@@ -29,7 +29,7 @@ from carblib.errors import CarbError
 from carblib.labels import training_labels
 from carblib.loss import LossParts, RegionBalancedLoss, build_loss
 from carblib.masker import Masker, build_masker
-from carblib.monitor import Monitor
+from carblib.monitor import Monitor, append_rows
 from carblib.network import SegmentationNetwork, build_network
 from carblib.params import Params, load_params
 from carblib.progress import bar_options
@@ -127,7 +127,8 @@ def share(params: Params) -> Shared:
     cache = monitor = None
     if params.cache_features:
         split = open_split(params, params.train_split)
-        cache = FeatureCache(network, split, range(len(split)), params.image_size, fabric.device)
+        every = range(len(split))
+        cache = FeatureCache(network, split, every, params.image_size, fabric.device, mirrored=params.flip > 0)
     if params.val_every and fabric.is_global_zero:
         monitor = Monitor(params, masker, network, fabric.device)
     return Shared(fabric, masker, cache, monitor)
@@ -239,6 +240,7 @@ def run(training: Training) -> None:
             scores = {}
             if monitor and (done % params.val_every == 0 or last or done == params.warmup):
                 scores = monitor.look(training.network, done, folder)
+                append_rows(folder / "region_weights.csv", weight_rows(training))
                 training.network.train()
             if main and (done % params.log_every == 0 or last or scores):
                 shown |= log.write(training, parts, scores, time.time() - start)
@@ -249,6 +251,17 @@ def run(training: Training) -> None:
     fabric.barrier()
     if main:
         finish(training)
+
+
+def weight_rows(training: Training) -> list[dict]:
+    """The noisy region's weight now, one row per class, or one for "all" where the classes share it (the paper)."""
+    weights = training.loss.weights().tolist()
+    names = training.params.class_set.names if len(weights) > 1 else ["all"]
+    active = training.params.balancing and training.iteration > training.params.warmup
+    return [
+        {"iteration": training.iteration, "class": name, "weight": weight if active else None}
+        for name, weight in zip(names, weights, strict=True)
+    ]
 
 
 class LogWriter:

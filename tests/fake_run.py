@@ -67,7 +67,7 @@ def write_data(root: Path, rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 
 def evaluation(variant: str, score: float, rng: np.random.Generator, split: str = "test") -> dict[str, Any]:
-    """An evaluation as evaluate.py writes it; the truth's class c has 10^(c mod 5) · 10 pixels, `score` of them found."""
+    """An evaluation as evaluate.py writes it; class c has 10^(c mod 5) · 10 true pixels, `score` of them found."""
     counts = np.zeros((11, 12), np.int64)
     for c in range(11):
         total = 10 ** (c % 5) * 10
@@ -105,8 +105,8 @@ def write_training(folder: Path, variant: str, rng: np.random.Generator) -> None
     for i in (50, 70, 80, 90, 100):
         for c, name in enumerate(CAMVID.names):
             inside = 0.9 if c else None
-            reliability.append({"iteration": i, "class": name, "share_consistent": c / 20, "precision_consistent": inside,
-                                "precision_noisy": 0.2, "predicted_share": 0.1, "pixels": 100 * (c + 1)})  # fmt: skip
+            shares = {"share_consistent": c / 20, "precision_consistent": inside, "precision_noisy": 0.2}
+            reliability.append({"iteration": i, "class": name, **shares, "predicted_share": 0.1, "pixels": 100 + c})
         for name in NAMES[:2]:
             maps = {key: rng.integers(0, 11, SIZE).astype(np.uint8) for key in ("pseudo_mask", "prediction")}
             data = io.BytesIO()

@@ -152,6 +152,7 @@ def test_save_figure_writes_png_pdf_and_record(tmp_path: Path) -> None:
         assert picture.size == (650, 300) and round(picture.info["dpi"][0]) == 200
     data = pdf.read_bytes()
     assert b"/FontFile2" in data and b"/Type3" not in data, "fonts must be embedded as TrueType"
+    assert b"CreationDate" not in data, "a date makes two equal figures different files"
     wanted = {"run", "data", "split", "seed", "checkpoint", "images", "version", "caption", "alt"}
     content = json.loads(record.read_text("utf-8"))
     assert set(content) == wanted and content["images"] == 7 and content["data"] == "CamVid"
