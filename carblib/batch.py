@@ -21,7 +21,8 @@ from carblib.errors import CarbError
 from carblib.headless import NotebookFailed, execute, render_html
 from carblib.notebook import changed_keys, done_path, read_done
 from carblib.params import Params, load_params, project_root, resolve
-from carblib.results import in_order
+from carblib.results import in_order, load_results
+from carblib.tables import run_tables, write_table
 
 NOTEBOOKS = ("01_dataset_analysis", "02_pseudo_masks", "03_train", "04_small_object_evaluation")
 
@@ -77,7 +78,7 @@ def report_is_current(params: Params) -> bool:
 
 
 def run_job(job: Job, notebooks: Sequence[str], force: bool) -> None:
-    """Run one dataset's notebooks, then its figures and report. A failure is kept in `job.failure`, not raised."""
+    """Run one dataset's notebooks, then make figures, tables and report; a failure goes to `job.failure`."""
     run_dir = job.params.run_dir
     say(f"{job.params.run} ({job.file}), results in {run_dir}")
     step = ""
@@ -89,7 +90,9 @@ def run_job(job: Job, notebooks: Sequence[str], force: bool) -> None:
         step, started = "figures", time.monotonic()
         count = len(figures.make_all(run_dir))
         say(f"  figures: {count} in {job.params.figures_dir}, {duration(time.monotonic() - started)}")
-        step = "report"
+        step = "tables and report"
+        for name, table in run_tables(load_results(run_dir, job.params)).items():
+            write_table(table, job.params.figures_dir / f"table_{name}")
         report.write_report(run_dir)
     except NotebookFailed as error:
         job.failure = f"{step}: {error}; see {run_dir / 'notebooks' / step}.ipynb"

@@ -28,7 +28,7 @@ from carblib.params import Params
 from carblib.prompts import embed_words
 from carblib.pseudo_masks import middle_scale
 from carblib.readers import Split, open_split
-from carblib.results import in_order
+from carblib.results import MAIN_FIRST, in_order
 from carblib.train import load_trained
 from carblib.transforms import load_sized, resize_mask
 from carblib.views import LocalView, crop_view, zoom
@@ -120,7 +120,7 @@ class Explorer:
     def first_state(self) -> ExplorerState:
         """Return the state to begin with: the run's own settings, the first image, its rarest small class if any."""
         split = next(iter(self.splits))
-        ranked = [*(name for name in ("full", "carb", "glv", "plain") if name in self.networks), *self.networks]
+        ranked = [*(name for name in MAIN_FIRST if name in self.networks), *self.networks]
         height, width = self.params.image_size
         state = ExplorerState(
             split,

@@ -21,12 +21,20 @@ from carblib.figures_scores import (
 )
 from carblib.mask_folders import read_mask
 from carblib.readers import Split, open_split
-from carblib.results import RunResults, comparable, prediction_path, read_regions, region_folders, variant_label
+from carblib.results import (
+    MAIN_FIRST,
+    RunResults,
+    comparable,
+    prediction_path,
+    read_regions,
+    region_folders,
+    variant_label,
+)
 from carblib.style import FigureRecord, PaperFigure, figure_record, truth_name
 
 Drawn = tuple[PaperFigure, FigureRecord]
 REGION_MAPS = 4  # iterations shown of one image
-GRID_COLUMNS = ("pseudo_masks_global", "plain", "glv", "full")  # without glv or full, carb takes the place
+GRID_COLUMNS = ("pseudo_masks_global", "plain", "glv", "full", "ours")  # without glv or full, carb takes the place
 
 
 class Missing(Exception):
@@ -236,7 +244,7 @@ def warmup_of(results: RunResults, variant: str) -> int | None:
 
 def _trained(results: RunResults, have: dict[str, Any], what: str) -> str:
     """The variant among `have` that shows the method best: one with CARB, else any but the ceiling."""
-    ranked = [variant for variant in ("full", "carb", "glv", "plain") if variant in have]
+    ranked = [variant for variant in MAIN_FIRST if variant in have]
     variant = next(iter(ranked + [variant for variant in have if variant != "ceiling"]), None)
     if variant is None:
         raise Missing(f"{what} is missing; notebook 03_train makes it")

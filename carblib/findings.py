@@ -25,6 +25,7 @@ NAMES = {
     "glv": "global-local views",
     "carb": "CARB without local views",
     "full": "the full method",
+    "ours": "the full method with a weight per class (ours)",
     "ceiling": "training on true masks",
 }
 TAIL = 0.1  # share of the log that counts as the end of a training
@@ -190,7 +191,7 @@ def of_evaluation(results: RunResults) -> str:
         return "No trained network was measured: there is nothing to conclude."
     scores, lines = comparable(results), []
     best = scores[main]
-    for other in ("pseudo_masks_global", "plain", "glv", "ceiling"):
+    for other in ("pseudo_masks_global", "plain", "glv", "full", "ceiling"):
         if other in scores and other != main:
             gain, small = (points(best[key], scores[other][key]) for key in ("miou", "small_miou"))
             lines.append(

@@ -34,11 +34,11 @@ Range = Annotated[tuple[Positive, Positive], BeforeValidator(_from_text)]
 _SOME = Field(min_length=1)
 Scales = Annotated[tuple[Positive, ...], _SOME, BeforeValidator(_from_text)]
 Integers = Annotated[tuple[Pixels, ...], _SOME, BeforeValidator(_from_text)]
-Variant = Literal["plain", "glv", "carb", "full"]
+Variant = Literal["plain", "glv", "carb", "full", "ours"]
 Variants = Annotated[tuple[Variant, ...], BeforeValidator(_from_text)]
 Backbone = Literal["resnet50_v1c", "resnet101_v1c", "resnet50", "resnet101", "mobilenet_v2", "small"]
 Masker = Literal["value_path", "no_residual", "query_query", "key_key", "sclip", "clearclip", "naclip"]
-Trained = Literal["plain", "glv", "carb", "full", "ceiling"]
+Trained = Literal["plain", "glv", "carb", "full", "ours", "ceiling"]
 AblationVariants = Annotated[tuple[Trained, ...], _SOME, BeforeValidator(_from_text)]
 AblationPaths = Annotated[tuple[Literal["dual", "single", "single_crf"], ...], _SOME, BeforeValidator(_from_text)]
 Maskers = Annotated[tuple[Masker, ...], _SOME, BeforeValidator(_from_text)]
@@ -49,6 +49,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "glv": {"local_view": True, "balancing": False},
     "carb": {"local_view": False, "balancing": True},
     "full": {"local_view": True, "balancing": True},
+    "ours": {"local_view": True, "balancing": True, "region_weight": "class"},
     "ceiling": {"supervision": "masks", "local_view": False, "balancing": False},
 }
 
@@ -75,8 +76,8 @@ class Params(BaseModel):
     train_split: str = Field("train", description="split whose images and image-level labels are learnt from")
     val_split: str = Field("val", description="split for choices and for curves over training")
     test_split: str = Field("test", description="split the results are measured on")
-    scenes_train: int = Field(240, ge=1, description="rendered scenes in the train split")
-    scenes_val: int = Field(60, ge=1, description="rendered scenes in the val split")
+    scenes_train: int = Field(200, ge=1, description="rendered scenes in the train split")
+    scenes_val: int = Field(40, ge=1, description="rendered scenes in the val split")
     scenes_test: int = Field(120, ge=1, description="rendered scenes in the test split")
     scenes_seed: int = Field(0, ge=0, description="seed of the rendered scenes")
     labels: str = Field("", description='CSV of image-level labels; "" = runs/<run>/labels/<split>.csv')
@@ -84,7 +85,7 @@ class Params(BaseModel):
     # Images (method: settings)
     image_size: Size = Field((256, 512), description="base size an image is resized to before anything else")
     resize_ratio: Range = Field((1.0, 1.0), description="range of the random factor on the base size")
-    crop: Size = Field((256, 512), description="random crop of the resized image: the global view")
+    crop: Size = Field((128, 256), description="random crop of the resized image: the global view")
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
     photometric: bool = Field(False, description="random brightness, contrast, saturation and hue")
 
@@ -108,7 +109,7 @@ class Params(BaseModel):
 
     # Global-local views
     local_view: bool = Field(True, description="supervise with CLIP's mask of a zoomed patch as well")
-    patch: Size = Field((128, 64), description="size of the patch cut from the crop: the local view")
+    patch: Size = Field((64, 64), description="size of the patch cut from the crop: the local view")
     patch_rate: float = Field(1.0, ge=0, description="patch scale m = rate * U(0, 1) + offset")
     patch_offset: float = Field(1.0, gt=0, description="patch scale m = rate * U(0, 1) + offset")
     official_views: bool = Field(False, description="one box for the whole batch, the last position never drawn")
@@ -118,15 +119,13 @@ class Params(BaseModel):
     backbone_weights: str = Field("small", description='"torchvision", "random", "small", or a file')
     freeze_backbone: bool = Field(True, description="train only the ASPP head")
     cache_features: bool = Field(True, description="compute a frozen backbone's features once per image and flip")
-    input_scale: Literal[1, 2, 4, 8] = Field(
-        1, description="images are enlarged by this for the network (1 = the paper)"
-    )
-    aspp_dilations: Integers = Field((6, 12, 18, 24), description="dilations of the ASPP head's parallel convolutions")
+    input_scale: Literal[1, 2, 4, 8] = Field(2, description="enlargement of the network's images (1 = the paper)")
+    aspp_dilations: Integers = Field((1, 3, 6, 12), description="dilations of the ASPP head's parallel convolutions")
     supervision: Literal["clip", "masks"] = Field("clip", description="masks = the true-mask ceiling")
 
     # Consistency-aware region balancing
     balancing: bool = Field(True, description="balance consistent and noisy region after the warm-up (CARB)")
-    warmup: int = Field(360, ge=0, description="iterations before balancing begins")
+    warmup: int = Field(130, ge=0, description="iterations before balancing begins")
     carb_coeff: float = Field(1.0, ge=0, description="coefficient of the noisy region's weight")
     adaptive: bool = Field(True, description="weight = coeff * mean_5(CE_R) / mean_5(CE_N); false: weight = coeff")
     region_weight: Literal["paper", "class"] = Field("paper", description="class = one weight per class (ours)")
@@ -134,20 +133,20 @@ class Params(BaseModel):
     official_loss: bool = Field(False, description="the official code's reductions and queues, for comparison")
 
     # Training
-    iterations: int = Field(600, ge=1, description="optimiser steps")
+    iterations: int = Field(260, ge=1, description="optimiser steps")
     batch_size: int = Field(8, ge=1, description="images per device and step")
-    lr: float = Field(0.005, gt=0, description="learning rate at the start (SGD)")
+    lr: float = Field(0.3, gt=0, description="learning rate at the start (SGD)")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
     weight_decay: float = Field(5e-4, ge=0, description="weight decay")
     lr_min: float = Field(1e-4, ge=0, description="learning rate at the end of the polynomial decay")
     poly_power: float = Field(0.9, gt=0, description="power of the polynomial decay")
     sync_bn: bool = Field(False, description="batch statistics over all devices")
     log_every: int = Field(10, ge=1, description="iterations between lines of log.csv")
-    val_every: int = Field(100, ge=0, description="iterations between validations; 0 = never")
-    val_images: int = Field(0, ge=0, description="val images a validation looks at; 0 = all")
-    checkpoint_every: int = Field(100, ge=1, description="iterations between checkpoints")
+    val_every: int = Field(65, ge=0, description="iterations between validations; 0 = never")
+    val_images: int = Field(20, ge=0, description="val images a validation looks at; 0 = all")
+    checkpoint_every: int = Field(65, ge=1, description="iterations between checkpoints")
     monitor_images: int = Field(4, ge=0, description="val images whose region maps are kept")
-    variants: Variants = Field(("plain", "full"), description="trainings to compare: plain, glv, carb, full")
+    variants: Variants = Field(("plain", "full", "ours"), description="trainings to compare")
     ceiling: bool = Field(True, description="also train on true masks: what the network could reach")
 
     # Inference and evaluation
@@ -158,8 +157,10 @@ class Params(BaseModel):
     bootstrap: int = Field(1000, ge=0, description="bootstrap resamples of images for intervals; 0 = none")
 
     # Ablations (python -m carblib.ablations): every combination is trained and measured
-    ablation_variants: AblationVariants = Field(("plain", "glv", "carb", "full", "ceiling"), description="trainings")
-    ablation_paths: AblationPaths = Field(("dual", "single", "single_crf"), description="global pseudo-masks")
+    ablation_variants: AblationVariants = Field(
+        ("plain", "glv", "carb", "full", "ours", "ceiling"), description="trainings"
+    )
+    ablation_paths: AblationPaths = Field(("single",), description="global pseudo-masks")
     ablation_maskers: Maskers = Field(("value_path",), description="what is done in CLIP's last block")
     ablation_seeds: Seeds = Field((0, 1, 2), description="seeds of training")
 
@@ -233,7 +234,7 @@ class Params(BaseModel):
         return _validated({**self.model_dump(), **overrides}, f"parameters of run {self.run}")
 
     def variant(self, name: str) -> Params:
-        """Return the parameters of a named training: plain, glv, carb, full (glv + carb), or ceiling (true masks)."""
+        """Return the parameters of a named training: plain, glv, carb, full (glv + carb), ours, ceiling."""
         if name not in VARIANTS:
             raise CarbError(f"no variant '{name}'; {nearest(name, VARIANTS) or 'known are ' + ', '.join(VARIANTS)}")
         return self.updated(**VARIANTS[name])

@@ -276,7 +276,7 @@ def write_index(runs_dir: str | Path) -> Path:
 
 
 def _runs_table(runs: Sequence[RunResults]) -> dict[str, Any]:
-    shown = ("pseudo_masks_global", "plain", "glv", "carb", "full", "ceiling")
+    shown = ("pseudo_masks_global", "plain", "glv", "carb", "full", "ours", "ceiling")
     texts = ("Run", "Data", "CLIP", "Masker", "Path")
     titles = [*texts, "Images", "Seed", *(variant_label(v) for v in shown), "small classes", "Finished"]
     rows = []

@@ -22,9 +22,12 @@ VARIANT_LABELS = {
     "plain": "plain cross-entropy",
     "glv": "+ global-local",
     "carb": "+ CARB",
-    "full": "+ both",
+    "full": "+ both (the paper)",
+    "ours": "+ both, weight per class (ours)",
     "ceiling": "true masks (ceiling)",
 }
+# The trained variant that stands for a run is the first of these that it has.
+MAIN_FIRST = ("ours", "full", "carb", "glv", "plain")
 LOG_COLUMNS = ("iteration", "loss", "weight", "consistent_share", "val_miou")
 RELIABILITY_COLUMNS = ("iteration", "class", "share_consistent", "precision_consistent", "pixels")
 EVALUATION_KEYS = ("variant", "split", "images", "class_names", "small_ids", "confusion", "iou", "miou", "per_image")
@@ -56,9 +59,9 @@ class RunResults:
 
     @property
     def main_variant(self) -> str | None:
-        """The trained variant that stands for the run: full, else carb, glv, plain, any other but the ceiling."""
+        """The trained variant that stands for the run: the first of MAIN_FIRST, else any other but the ceiling."""
         trained = [v for v in self.evaluations if not v.startswith("pseudo_masks")]
-        ranked = [v for v in ("full", "carb", "glv", "plain") if v in trained]
+        ranked = [v for v in MAIN_FIRST if v in trained]
         others = [v for v in trained if v not in VARIANT_LABELS]
         return next(iter(ranked + others + trained), None)
 

@@ -41,9 +41,10 @@ VARIANT_COLOURS = {
     "glv": "#56b4e9",
     "carb": "#cc79a7",
     "full": "#0072b2",
+    "ours": "#009e73",
     "ceiling": "#000000",
 }
-SPARE_COLOURS = ("#009e73", "#d55e00", "#882255", "#999933", "#44aa99", "#aa4499")
+SPARE_COLOURS = ("#d55e00", "#44bb99", "#882255", "#999933", "#44aa99", "#aa4499")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">")
 DATA_NAMES = {
     "scenes": "rendered scenes",

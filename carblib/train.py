@@ -31,7 +31,7 @@ from carblib.loss import LossParts, RegionBalancedLoss, build_loss
 from carblib.masker import Masker, build_masker
 from carblib.monitor import Monitor, append_rows
 from carblib.network import SegmentationNetwork, build_network
-from carblib.params import Params, load_params
+from carblib.params import VARIANTS, Params, add_arguments, from_arguments
 from carblib.progress import bar_options
 from carblib.readers import open_split
 from carblib.views import LocalView, local_pseudo_mask, sample_local_view
@@ -373,10 +373,10 @@ def load_trained(path: Path) -> tuple[SegmentationNetwork, Params]:
 def main() -> None:
     """Command line: train one variant of a run, on as many devices as the parameters say."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("params", type=Path, help="a file of params/")
-    parser.add_argument("--variant", default="full", choices=["plain", "glv", "carb", "full", "ceiling"])
+    add_arguments(parser)
+    parser.add_argument("--variant", default="full", choices=list(VARIANTS))
     args = parser.parse_args()
-    folder = train(load_params(args.params), args.variant)
+    folder = train(from_arguments(args), args.variant)
     print(f"trained network and logs: {folder}")
 
 

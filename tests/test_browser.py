@@ -144,8 +144,7 @@ def type_words(page: object, text: str) -> None:
 
 
 def test_explorer_in_jupyterlab(tmp_path: Path) -> None:
-    for number in (1, 2, 3):
-        shutil.copy(REPOSITORY / "notebooks" / "00_explore.ipynb", tmp_path / "00_explore.ipynb")
+    shutil.copy(REPOSITORY / "notebooks" / "00_explore.ipynb", tmp_path)
     files.write_text(tmp_path / "params" / "demo.yaml", yaml.safe_dump({**TINY, "scenes_val": 3}))
     started = time.monotonic()
     with open_page(1500, 1100) as page, jupyter_lab(tmp_path, tmp_path, tmp_path) as address:

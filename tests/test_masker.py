@@ -328,8 +328,11 @@ def test_few_windows_at_once_change_nothing(random_clip, monkeypatch):
     images, masker = _images(2, 64, 64), Masker(random_clip, _text(), window=(32, 32))
     assert masker.stride == (2, 2)  # half a window, in patches
     expected = masker.similarity(images)
-    monkeypatch.setattr(masker_module, "_WINDOWS_AT_ONCE", 1)
+    seen, classify = [], masker._classify
+    monkeypatch.setattr(masker, "_classify", lambda pixels: seen.append(len(pixels)) or classify(pixels))
+    monkeypatch.setattr(masker_module, "_WINDOWS_AT_ONCE", 4)
     torch.testing.assert_close(masker.similarity(images), expected, rtol=0, atol=1e-5)
+    assert seen == [4, 4, 4, 4, 2]  # nine windows of two images
 
 
 def test_flip_averages_the_mirrored_view(random_clip):
