@@ -8,18 +8,21 @@ every seed; what they share (pseudo-masks, the frozen backbone's features) is ma
 from __future__ import annotations
 
 import argparse
+import csv
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from carblib import files
-from carblib.errors import cli
+from carblib.errors import CarbError, cli
 from carblib.evaluate import evaluate_folder, evaluate_masks, evaluation_path
 from carblib.infer import predict_mask
 from carblib.labels import ensure_labels
 from carblib.params import Params, add_arguments, from_arguments
 from carblib.pseudo_masks import export_masks
-from carblib.readers import open_split
-from carblib.train import Shared, load_trained, share, train
+from carblib.readers import Split, open_split
+from carblib.train import Shared, is_done, load_trained, share, train
 
 PATHS = {  # name -> (path, crf)
     "dual": ("dual", False),
@@ -58,22 +61,51 @@ def run_ablations(params: Params) -> list[dict[str, Any]]:
     """Train and measure every cell on the test split; returns and saves the rows, seeds not averaged.
 
     A row: masker, path, variant, seed, miou, small_miou, iou per class (0-1). Rows of variant "pseudo_masks" hold the
-    quality of the masks themselves on the same images.
+    quality of the masks themselves on the same images. Where the test masks are not public, the validation split is
+    measured. Raises CarbError where a cell was trained with other parameters.
     """
-    rows = []
+    rows, split = [], measured_split(params)
     for (masker, path), cells in grid(params).items():
         group, shared = group_params(params, masker, path), None
         for cell in cells:
-            if not evaluation_path(group, cell.name).exists():
+            if not is_measured(cell, group, split):
                 if cell.seed is not None and shared is None:
                     shared = prepare(group)
-                measure(cell, group, shared)
+                measure(cell, group, split, shared)
             result = files.read_json(evaluation_path(group, cell.name))
             scores = {key: result[key] for key in ("miou", "small_miou", "iou", "images", "split")}
             rows.append({"masker": masker, "path": path, "variant": cell.variant, "seed": cell.seed} | scores)
             files.write_json(params.run_dir / "ablations.json", rows)
             print(f"{masker}, {path}, {cell.name}: mIoU {100 * scores['miou']:.1f} %", flush=True)
     return rows
+
+
+def measured_split(params: Params) -> Split:
+    """Return the test split, or the validation split where the test masks are not public."""
+    split = open_split(params, params.test_split)
+    split = split if split.has_masks else open_split(params, params.val_split)
+    if not split.has_masks:
+        raise CarbError(f"{params.data_root}: neither test_split nor val_split has masks, so nothing can be measured")
+    return split
+
+
+def is_measured(cell: Cell, group: Params, split: Split) -> bool:
+    """Tell whether a cell is finished; CarbError if it was trained with other parameters."""
+    path = evaluation_path(group, cell.name)
+    if not path.exists() or cell.seed is not None and not is_done(cell_folder(cell, group), cell_params(cell, group)):
+        return False
+    result = files.read_json(path)
+    return (result["split"], result["images"]) == (split.name, len(split))
+
+
+def cell_params(cell: Cell, group: Params) -> Params:
+    """Return the parameters a cell is trained with."""
+    return group.updated(seed=cell.seed).variant(cell.variant)
+
+
+def cell_folder(cell: Cell, group: Params) -> Path:
+    """Return the folder of a cell's training."""
+    return group.run_dir / "train" / cell.name
 
 
 def group_params(params: Params, masker: str, path: str) -> Params:
@@ -90,19 +122,54 @@ def prepare(group: Params) -> Shared:
     return share(group)
 
 
-def measure(cell: Cell, group: Params, shared: Shared | None) -> None:
-    """Train the cell if it is a training, and write its evaluation on the test split."""
-    split = open_split(group, group.test_split)
+def measure(cell: Cell, group: Params, split: Split, shared: Shared | None) -> None:
+    """Train the cell if it is a training, and write its evaluation."""
     if cell.seed is None:
         evaluate_folder(export_masks(group, split.name), split, group, cell.name, resize=True)
         return
     params = group.updated(seed=cell.seed)
-    folder = train(params, cell.variant, shared, group.run_dir / "train" / cell.name)
+    folder = train(params, cell.variant, shared, cell_folder(cell, group))
     network, trained = load_trained(folder / "final.pt")
     network.to(shared.fabric.device)
     evaluate_masks(
         lambda i: predict_mask(network, split.image(i), trained), split, params, cell.name, trained.iterations
     )
+
+
+def regions_at_the_end(params: Params) -> list[dict[str, Any]]:
+    """What became of the consistent region, per class, at the end of every balanced training: means over seeds.
+
+    A row: masker, path, variant, class ("all" too), weight (lambda; of "all" where the classes share it),
+    share_consistent, precision_consistent and precision_noisy (0-1, on validation images), None where not known.
+    """
+    rows = []
+    for (masker, path), cells in grid(params).items():
+        group = group_params(params, masker, path)
+        balanced = [cell for cell in cells if cell.seed is not None and cell_params(cell, group).balancing]
+        for variant in dict.fromkeys(cell.variant for cell in balanced):
+            folders = [cell_folder(cell, group) for cell in balanced if cell.variant == variant]
+            ends = [row for folder in folders for row in _last_rows(folder / "reliability.csv")]
+            weights = [row for folder in folders for row in _last_rows(folder / "region_weights.csv")]
+            for name in dict.fromkeys(row["class"] for row in ends):
+                own = [row for row in ends if row["class"] == name]
+                row = {"masker": masker, "path": path, "variant": variant, "class": name}
+                row["weight"] = _mean(row["weight"] for row in weights if row["class"] == name)
+                keys = ("share_consistent", "precision_consistent", "precision_noisy")
+                rows.append(row | {key: _mean(row[key] for row in own) for key in keys})
+    return rows
+
+
+def _last_rows(path: Path) -> list[dict[str, str]]:
+    if not path.exists():  # a run that was not watched (val_every: 0)
+        return []
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    return [row for row in rows if row["iteration"] == rows[-1]["iteration"]]
+
+
+def _mean(texts: Iterable[str]) -> float | None:
+    values = [float(text) for text in texts if text]
+    return sum(values) / len(values) if values else None
 
 
 def main() -> int:

@@ -1,8 +1,9 @@
 """All figures of a run, made from its saved results without running a model: `python -m carblib.figures runs/demo`.
 
 The drawing functions take plain arrays and are gathered here for notebooks: charts of the data (`figures_data`) and of
-the scores (`figures_scores`), curves (`figures_curves`), pictures (`figures_images`). `figures_run` says what each
-figure of a run is drawn from, and its caption. Files go to figures/<run>/<name>.png, .pdf and .json.
+the scores (`figures_scores`), curves (`figures_curves`), pictures (`figures_images`). `figures_run` and
+`figures_run_training` say what each figure of a run is drawn from, and its caption. Files go to figures/<run>/<name>.png,
+.pdf and .json.
 """
 
 from __future__ import annotations
@@ -14,10 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from carblib.errors import CarbError, cli, nearest
-from carblib.figures_curves import class_groups, compare_trainings, reliability_curves, training_curves
+from carblib.figures_curves import (
+    class_groups,
+    compare_trainings,
+    region_weight_curves,
+    reliability_curves,
+    training_curves,
+)
 from carblib.figures_data import class_frequency, classes_per_image, cooccurrence, dataset_difficulty, object_sizes
 from carblib.figures_images import GridRow, pick_rows, qualitative_grid, region_maps, similarity_panel
-from carblib.figures_run import FIGURES, Missing
+from carblib.figures_run import FIGURES
 from carblib.figures_scores import (
     ablation_plot,
     confusion_matrix,
@@ -28,7 +35,7 @@ from carblib.figures_scores import (
 )
 from carblib.files import read_json
 from carblib.params import Params, load_params, project_root
-from carblib.results import RunResults, load_results
+from carblib.results import Missing, RunResults, load_results
 from carblib.style import save_figure
 
 __all__ = [
@@ -52,6 +59,7 @@ __all__ = [
     "pick_rows",
     "qualitative_grid",
     "region_maps",
+    "region_weight_curves",
     "reliability_curves",
     "similarity_panel",
     "training_curves",

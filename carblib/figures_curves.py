@@ -16,6 +16,7 @@ from carblib.style import (
     MARKERS,
     PAGE,
     PaperFigure,
+    class_colours,
     legend_columns,
     new_figure,
     paper_style,
@@ -118,6 +119,33 @@ def reliability_curves(reliability: pd.DataFrame, class_set: ClassSet, warmup: i
         mark_warmup(axes, warmup, name=False, in_legend=axes is panels[0])
     panels[0].set_ylabel("pixels (%)")
     figure.legend(loc="outside upper center", ncols=4, handlelength=2)
+    return figure
+
+
+@paper_style()
+def region_weight_curves(weights: pd.DataFrame, class_set: ClassSet, warmup: int | None) -> PaperFigure:
+    """Weight λ of the noisy region per class over training, in the classes' colours; small classes thick, named bold.
+
+    `weights`: rows {iteration, class, weight} as in region_weights.csv, empty during the warm-up.
+    """
+    figure = new_figure(PAGE, 2.6)
+    axes = figure.subplots()
+    colours, shown = class_colours(class_set), weights[weights["weight"] > 0]
+    for c, name in enumerate(class_set.names):
+        rows = shown[shown["class"] == name]
+        style = {"linewidth": 2.2, "marker": "o"} if class_set.small[c] else {"linewidth": 1, "marker": "."}
+        if len(rows):
+            axes.plot(rows["iteration"], rows["weight"], color=colours[c], label=name, **style)
+    axes.set(xlabel="iteration", ylabel="weight λ of the noisy region", yscale="log")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter("")
+    axes.set_ylim(min(shown["weight"].min() / 1.5, 0.1), max(shown["weight"].max() * 1.5, 1))
+    axes.grid(axis="y")
+    mark_warmup(axes, warmup, name=False, in_legend=True)
+    legend = figure.legend(loc="outside right upper", ncols=1 if len(class_set) <= 13 else 2)
+    small = {class_set.names[c] for c in class_set.small_ids}
+    for text in legend.get_texts():
+        text.set_fontweight("bold" if text.get_text() in small else "normal")
     return figure
 
 

@@ -6,6 +6,7 @@ the arrays; which images are shown is decided by the rules below, never by hand.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -96,7 +97,8 @@ def qualitative_grid(rows: Sequence[GridRow], class_set: ClassSet) -> PaperFigur
                 _picture(axes, colorize(row.masks[title], class_set), row.image.shape)
             axes.set_xlabel(row.notes.get(title, ""), fontsize=7, labelpad=1.5)
     for axes, title in zip(panels[0], titles, strict=True):
-        axes.set_title(title, fontweight="normal")
+        # A letter of a title takes about 0.066 in.
+        axes.set_title(textwrap.fill(title, int(PAGE / len(titles) / 0.066)), fontweight="normal")
     class_legend(figure, [mask for row in rows for mask in row.masks.values()], class_set)
     _fit_height(figure, panels)
     return figure

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from carblib import params as parameters
-from carblib.figures_curves import class_groups, compare_trainings, reliability_curves, spread_evenly, training_curves
+from carblib import figures_run_training
 from carblib.figures_data import class_frequency, classes_per_image, cooccurrence, dataset_difficulty, object_sizes
-from carblib.figures_images import GridRow, pick_rows, qualitative_grid, region_maps
+from carblib.figures_images import GridRow, pick_rows, qualitative_grid
+from carblib.figures_run_training import Drawn, image_index
 from carblib.figures_scores import (
     ablation_plot,
     confusion_matrix,
@@ -20,25 +20,19 @@ from carblib.figures_scores import (
     object_size_curves,
 )
 from carblib.mask_folders import read_mask
-from carblib.readers import Split, open_split
+from carblib.readers import open_split
 from carblib.results import (
-    MAIN_FIRST,
+    Missing,
     RunResults,
     comparable,
+    in_order,
     prediction_path,
-    read_regions,
-    region_folders,
     variant_label,
 )
-from carblib.style import FigureRecord, PaperFigure, figure_record, truth_name
+from carblib.style import PaperFigure, figure_record, truth_name
 
-Drawn = tuple[PaperFigure, FigureRecord]
-REGION_MAPS = 4  # iterations shown of one image
-GRID_COLUMNS = ("pseudo_masks_global", "plain", "glv", "full", "ours")  # without glv or full, carb takes the place
-
-
-class Missing(Exception):
-    """Results that a figure needs and the run has not got; the message says what makes them."""
+GRID_COLUMNS = ("pseudo_masks_global", "plain", "full", "glv", "carb")  # the first of these beside the main variant
+GRID_MASKS = 4
 
 
 # --- the data ----------------------------------------------------------------------------------------------------
@@ -232,111 +226,7 @@ def _ablations(results: RunResults) -> Drawn:
     return ablation_plot(results.ablations), record
 
 
-# --- training ----------------------------------------------------------------------------------------------------
-
-
-def warmup_of(results: RunResults, variant: str) -> int | None:
-    """Return the iteration at which a variant's balancing begins, None where it has none."""
-    params = results.params
-    balanced = params.variant(variant).balancing if variant in parameters.VARIANTS else params.balancing
-    return params.warmup if balanced else None
-
-
-def _trained(results: RunResults, have: dict[str, Any], what: str) -> str:
-    """The variant among `have` that shows the method best: one with CARB, else any but the ceiling."""
-    ranked = [variant for variant in MAIN_FIRST if variant in have]
-    variant = next(iter(ranked + [variant for variant in have if variant != "ceiling"]), None)
-    if variant is None:
-        raise Missing(f"{what} is missing; notebook 03_train makes it")
-    return variant
-
-
-def _of_training(results: RunResults, variant: str, figure: PaperFigure, caption: str, alt: str) -> Drawn:
-    split = results.params.val_split
-    return figure, figure_record(results.params, caption, alt, split, checkpoint=f"train/{variant}, over training")
-
-
-def _training(results: RunResults) -> Drawn:
-    variant = _trained(results, results.logs, "train/<variant>/log.csv")
-    log, warmup = results.logs[variant], warmup_of(results, variant)
-    caption = (
-        f"Training of {variant_label(variant)}: cross-entropy of the regions in both views, weight λ of the noisy "
-        "region, share of the consistent region in the training batches, and scores on validation images."
-    )
-    alt = f"Four line charts over {int(log['iteration'].max())} iterations."
-    weights = log["weight"].dropna()
-    if warmup is not None and len(weights):
-        caption += f" λ ends at {weights.tail(20).mean():.2g}."
-    return _of_training(results, variant, training_curves(log, warmup), caption, alt)
-
-
-def _trainings(results: RunResults) -> Drawn:
-    if len(results.logs) < 2:
-        raise Missing("train/<variant>/log.csv of two variants are needed; notebook 03_train makes them")
-    warmup = next((w for w in (warmup_of(results, variant) for variant in results.logs) if w is not None), None)
-    caption = (
-        "All trainings: scores on validation images, weight λ of the noisy region, and share of the consistent region "
-        "in the training batches. The ceiling is trained on true masks."
-    )
-    names = ", ".join(variant_label(variant) for variant in results.logs)
-    return _of_training(
-        results, "<variant>", compare_trainings(results.logs, warmup), caption, f"Four line charts: {names}."
-    )
-
-
-def _reliability(results: RunResults) -> Drawn:
-    variant = _trained(results, results.reliability, "train/<variant>/reliability.csv")
-    classes, rows = results.params.class_set, results.reliability[variant]
-    caption = (
-        f"Reliable regions over the training of {variant_label(variant)}, on validation images: share of CLIP's pixels "
-        "on which the network agrees, and how often CLIP's label is right where they agree and where they don't."
-    )
-    last = class_groups(rows, classes)["all classes"].iloc[-1]
-    alt = (
-        f"Three line charts for all, large and small classes; at the end {100 * last['share']:.0f} % of the pixels are "
-        f"consistent, and CLIP is right in {100 * last['inside']:.0f} % of them, in {100 * last['outside']:.0f} % of "
-        "the others."
-    )
-    figure = reliability_curves(rows, classes, warmup_of(results, variant))
-    return _of_training(results, variant, figure, caption, alt)
-
-
-def _regions(results: RunResults) -> Drawn:
-    found = {variant: folders for variant in results.logs if (folders := region_folders(results, variant))}
-    variant = _trained(results, found, "train/<variant>/regions")
-    folders, warmup = found[variant], warmup_of(results, variant)
-    first = next(iter(folders.values()))
-    # By rule: of the watched images, the one in whose CLIP mask most classes are named; ties go to the first name.
-    names = [path.stem for path in sorted(first.glob("*.npz"))]
-    masks = {name: read_regions(first / f"{name}.npz")["pseudo_mask"] for name in names}
-    name = max(names, key=lambda name: len(np.unique(masks[name])))
-    kept = [iteration for iteration, folder in folders.items() if (folder / f"{name}.npz").is_file()]
-    chosen = spread_evenly(kept, REGION_MAPS, warmup)
-    regions = {iteration: read_regions(folders[iteration] / f"{name}.npz") for iteration in chosen}
-    split = open_split(results.params, results.params.val_split)
-    image = split.image(_index(split, name))
-    caption = (
-        f"Reliable regions of one image ({name}) over the training of {variant_label(variant)}. Upper row: "
-        "CLIP's labels where the network agrees; the noisy region is blank. Lower row: the network's prediction among "
-        "the classes present."
-    )
-    shares = ", ".join(f"{100 * regions[i]['consistent'].mean():.0f} % at {i}" for i in chosen)
-    figure = region_maps(image, regions, results.params.class_set, warmup)
-    record = figure_record(
-        results.params, caption, f"Region maps of one image; consistent: {shares}.", split.name, 1, f"train/{variant}"
-    )
-    return figure, record
-
-
 # --- qualitative grid --------------------------------------------------------------------------------------------
-
-
-def _index(split: Split, name: str) -> int:
-    if name not in split.names:
-        raise Missing(
-            f"image {name} is no longer in split {split.name} of {split.image_paths[0].parent}; evaluate again"
-        )
-    return split.names.index(name)
 
 
 def _grid(results: RunResults) -> Drawn:
@@ -351,7 +241,7 @@ def _grid(results: RunResults) -> Drawn:
     }
     rows = []
     for rule, name in chosen.items():
-        index, masks, notes = _index(split, name), {}, {}
+        index, masks, notes = image_index(split, name), {}, {}
         for variant in columns:
             path = prediction_path(results, variant, split.name, name)
             masks[variant_label(variant)] = read_mask(path.parent, name, len(params.class_set))
@@ -370,15 +260,15 @@ def _grid(results: RunResults) -> Drawn:
 
 
 def _columns(results: RunResults, split: str, names: list[str]) -> list[str]:
-    wanted = [*GRID_COLUMNS[:3], results.main_variant] if results.main_variant else list(GRID_COLUMNS)
+    wanted = [results.main_variant] if results.main_variant else []
     there = [
         variant
-        for variant in dict.fromkeys(wanted)
+        for variant in dict.fromkeys([*wanted, *GRID_COLUMNS])
         if all(prediction_path(results, variant, split, name).is_file() for name in names)
     ]
     if not there or not names:
         raise Missing(f"no saved masks of split {split}; notebook 04_small_object_evaluation writes predictions/")
-    return there
+    return in_order(there[:GRID_MASKS])
 
 
 FIGURES: tuple[tuple[str, Callable[[RunResults], Drawn]], ...] = (
@@ -389,10 +279,11 @@ FIGURES: tuple[tuple[str, Callable[[RunResults], Drawn]], ...] = (
     ("object_sizes", _sizes),
     ("pseudo_mask_iou", _pseudo_masks),
     ("masker_comparison", _maskers),
-    ("training_curves", _training),
-    ("compare_trainings", _trainings),
-    ("reliability_curves", _reliability),
-    ("region_maps", _regions),
+    ("training_curves", figures_run_training.one_training),
+    ("compare_trainings", figures_run_training.all_trainings),
+    ("region_weights", figures_run_training.region_weights),
+    ("reliability_curves", figures_run_training.reliability),
+    ("region_maps", figures_run_training.regions),
     ("qualitative_grid", _grid),
     ("iou_per_class", _iou),
     ("gain_over_pseudo_masks", _gain),

@@ -14,7 +14,8 @@ import pandas as pd
 
 from carblib.classes import ClassSet
 from carblib.figures_curves import class_groups
-from carblib.results import RunResults, comparable, variant_label
+from carblib.figures_scores import path_label
+from carblib.results import RunResults, comparable, in_order, variant_label
 
 Evaluation = Mapping[str, Any]
 # What sentences call a variant; figures and tables have shorter labels.
@@ -216,3 +217,107 @@ def _overlap(one: Evaluation, other: Evaluation) -> str:
     if low > other_high or high < other_low:
         return "The intervals of mIoU do not overlap."
     return "The intervals of mIoU overlap."
+
+
+# --- 05: ablations -----------------------------------------------------------------------------------------------
+
+
+def region_tables(rows: Sequence[Mapping[str, Any]]) -> dict[str, pd.DataFrame]:
+    """Return per masker and path a table of classes: λ, consistent share and CLIP's precision for each variant.
+
+    `rows` as from `ablations.regions_at_the_end`.
+    """
+    tables: dict[str, dict[tuple[str, str], dict[str, str]]] = {}
+    for row in rows:
+        columns = tables.setdefault(setting_name(row["masker"], row["path"]), {})
+        cells = {
+            "λ": _number(float("nan") if row["weight"] is None else row["weight"]),
+            "consistent": percent(row["share_consistent"]),
+            "right inside": percent(row["precision_consistent"]),
+            "right outside": percent(row["precision_noisy"]),
+        }
+        for name, text in cells.items():
+            columns.setdefault((variant_label(row["variant"]), name), {})[row["class"]] = text
+    return {setting: pd.DataFrame(columns) for setting, columns in tables.items()}
+
+
+def setting_name(masker: str, path: str) -> str:
+    """Return what a sentence calls a masker and path of the ablations."""
+    return f"{masker.replace('_', ' ')} masker, {path_label(path)}"
+
+
+def of_ablations(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Say per masker and path what each part gains over plain cross-entropy, and in how many seeds, then conclude.
+
+    `rows` as in ablations.json. A part counts as a help (or a harm) only if all seeds agree.
+    """
+    lines, settings = [], list(dict.fromkeys((row["masker"], row["path"]) for row in rows))
+    for masker, path in settings:
+        own = [row for row in rows if (row["masker"], row["path"]) == (masker, path)]
+        trained = [v for v in in_order({row["variant"] for row in own}) if v not in ("pseudo_masks", "ceiling")]
+        if len(settings) > 1:
+            lines.append(f"\n{_capital(setting_name(masker, path))}:\n")
+        for variant in trained:
+            if variant != "plain" and "plain" in trained:
+                lines.append(f"- {_capital(called(variant))}: {_against(own, variant, 'plain')}.")
+        lines += [f"- {line}" for line in _bounds(own, trained)]
+    seeds = len({row["seed"] for row in rows if row["seed"] is not None})
+    many = (
+        f"{seeds} seeds of training: differences that not all of them share are noise"
+        if seeds > 1
+        else ("One seed of training: before believing in a difference of a point, repeat with others")
+    )
+    return "\n".join([*lines, f"\n**{_best(rows)}** {many}."])
+
+
+def _scores(rows: Sequence[Mapping[str, Any]], variant: str, key: str) -> dict[int | None, float]:
+    """A variant's score by seed."""
+    return {row["seed"]: row[key] for row in rows if row["variant"] == variant and row[key] is not None}
+
+
+def _against(rows: Sequence[Mapping[str, Any]], variant: str, other: str) -> str:
+    """Compare two variants seed by seed."""
+    words = []
+    for key, name in (("miou", "of mIoU"), ("small_miou", "on the small classes")):
+        after, before = _scores(rows, variant, key), _scores(rows, other, key)
+        gains = [100 * (after[seed] - before[seed]) for seed in after.keys() & before.keys()]
+        if gains:
+            better = sum(gain > 0 for gain in gains)
+            words.append(f"{np.mean(gains):+.1f} points {name} (better with {better} of {len(gains)} seeds)")
+    verdict = ""
+    if words:
+        gains = _scores(rows, variant, "miou"), _scores(rows, other, "miou")
+        signs = {np.sign(gains[0][seed] - gains[1][seed]) for seed in gains[0].keys() & gains[1].keys()}
+        verdict = {(1.0,): ", a help", (-1.0,): ", a harm"}.get(tuple(signs), ", no clear effect")
+    return f"against {called(other)} {', '.join(words)}{verdict}" if words else "not comparable"
+
+
+def _bounds(rows: Sequence[Mapping[str, Any]], trained: Sequence[str]) -> list[str]:
+    """Place the best training between CLIP's masks and the ceiling."""
+    means = {v: np.mean(list(_scores(rows, v, "miou").values())) for v in trained if _scores(rows, v, "miou")}
+    if not means:
+        return []
+    best, lines = max(means, key=means.get), []
+    for other, name in (("pseudo_masks", "the masks it learnt from"), ("ceiling", "training on true masks")):
+        scores = list(_scores(rows, other, "miou").values())
+        if scores:
+            apart = 100 * (means[best] - np.mean(scores))
+            lines.append(
+                f"The best, {called(best)}, is {abs(apart):.1f} points {'above' if apart > 0 else 'below'} {name}."
+            )
+    return lines
+
+
+def _best(rows: Sequence[Mapping[str, Any]]) -> str:
+    cells: dict[tuple[str, str, str], list[float]] = {}
+    for row in rows:
+        if row["variant"] not in ("pseudo_masks", "ceiling") and row["miou"] is not None:
+            cells.setdefault((row["masker"], row["path"], row["variant"]), []).append(row["miou"])
+    if not cells:
+        return "No trained network was measured."
+    (masker, path, variant), values = max(cells.items(), key=lambda item: np.mean(item[1]))
+    spread = f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return (
+        f"The highest mean mIoU, {100 * np.mean(values):.1f}{spread} %, has {called(variant)} "
+        f"({setting_name(masker, path)})."
+    )

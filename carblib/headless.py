@@ -30,12 +30,19 @@ from carblib import files
 from carblib.errors import CarbError, cli
 from carblib.params import project_root
 
-# Rendered notebooks must open from disk: nbconvert's page without the scripts it would fetch from the network.
+# Rendered notebooks must open from disk: nbconvert's page without the scripts it would fetch from the network, and with
+# the pictures' alternative texts, which it leaves out.
+_PICTURE = """{{% block data_{block} %}}
+<div class="jp-RenderedImage jp-OutputArea-output">
+<img src="data:{kind};base64,{{{{ output.data['{kind}'] | escape_html }}}}"
+alt="{{{{ (output | get_metadata('alt', '{kind}') or '') | escape_html }}}}"></div>
+{{% endblock %}}"""
 _OFFLINE_PAGE = """{% extends 'lab/index.html.j2' %}
 {% block html_head_js %}{% endblock %}
 {% block jupyter_widgets %}{% endblock %}
 {% block html_head_js_mathjax %}{% endblock %}
-{% block html_head_js_mermaidjs %}{% endblock %}"""
+{% block html_head_js_mermaidjs %}{% endblock %}
+""" + "\n".join(_PICTURE.format(block=block, kind=f"image/{kind}") for block, kind in (("png", "png"), ("jpg", "jpeg")))
 
 
 class NotebookFailed(Exception):

@@ -36,7 +36,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "clip-anytorch", "lightning-fabric"
 SECTIONS = {
     "The data": ("samples", "dataset_difficulty"),
     "CLIP's masks": ("similarity_maps", "mask_examples", "pseudo_mask_iou", "zoom_recovers", "masker_comparison"),
-    "Training": ("training_curves", "compare_trainings", "reliability_curves", "region_maps"),
+    "Training": ("training_curves", "compare_trainings", "region_weights", "reliability_curves", "region_maps"),
     "Results": ("qualitative_grid", "iou_per_class", "gain_over_pseudo_masks", "object_size_curves", "confusion"),
     "Ablations": ("ablations",),
 }

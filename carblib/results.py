@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ VARIANT_LABELS = {
 # The trained variant that stands for a run is the first of these that it has.
 MAIN_FIRST = ("ours", "full", "carb", "glv", "plain")
 LOG_COLUMNS = ("iteration", "loss", "weight", "consistent_share", "val_miou")
+REGION_WEIGHT_COLUMNS = ("iteration", "class", "weight")
 RELIABILITY_COLUMNS = ("iteration", "class", "share_consistent", "precision_consistent", "pixels")
 EVALUATION_KEYS = ("variant", "split", "images", "class_names", "small_ids", "confusion", "iou", "miou", "per_image")
 
@@ -38,7 +39,8 @@ class RunResults:
     """The saved results of runs/<run>; what was not made yet is None or an empty dict.
 
     `evaluations` (by variant), `analysis`, `maskers` and `ablations` are the parsed JSON files; `logs` and
-    `reliability` (by variant) are data frames of train/<variant>/log.csv and reliability.csv. `contrast` holds an
+    `reliability` (by variant) are data frames of train/<variant>/log.csv and reliability.csv, `region_weights` of
+    region_weights.csv where a variant has a weight per class. `contrast` holds an
     object-centric dataset's statistics from contrast.json, where the user has put one there.
     """
 
@@ -51,6 +53,7 @@ class RunResults:
     logs: dict[str, pd.DataFrame]
     reliability: dict[str, pd.DataFrame]
     contrast: dict[str, Any] | None = None
+    region_weights: dict[str, pd.DataFrame] = field(default_factory=dict)
 
     @property
     def run(self) -> str:
@@ -64,6 +67,10 @@ class RunResults:
         ranked = [v for v in MAIN_FIRST if v in trained]
         others = [v for v in trained if v not in VARIANT_LABELS]
         return next(iter(ranked + others + trained), None)
+
+
+class Missing(Exception):
+    """Results that a figure needs and the run has not got; the message says what makes them."""
 
 
 def variant_label(variant: str) -> str:
@@ -112,6 +119,7 @@ def load_results(folder: str | Path, params: Params | None = None) -> RunResults
         ablations=_rows(folder / "ablations.json", ("variant", "path", "masker", "seed", "miou", "small_miou")),
         logs={variant: logs[variant] for variant in in_order(logs) if len(logs[variant])},
         reliability={variant: reliability[variant] for variant in in_order(reliability) if len(reliability[variant])},
+        region_weights=_region_weights(folder),
         contrast=read_json(folder / "contrast.json") if (folder / "contrast.json").is_file() else None,
     )
 
@@ -151,6 +159,13 @@ def read_regions(path: Path) -> dict[str, np.ndarray]:
 def numbers(values: Any) -> np.ndarray:
     """Turn a (nested) list from JSON into a float array, None becoming nan."""
     return np.array(values, dtype=float)
+
+
+def _region_weights(folder: Path) -> dict[str, pd.DataFrame]:
+    paths = sorted(folder.glob("train/*/region_weights.csv"))
+    frames = {path.parent.name: _frame(path, REGION_WEIGHT_COLUMNS) for path in paths}
+    per_class = {variant: frame for variant, frame in frames.items() if frame["class"].nunique() > 1}
+    return {variant: per_class[variant] for variant in in_order(per_class)}
 
 
 def _evaluation(path: Path, params: Params) -> dict[str, Any]:

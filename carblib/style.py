@@ -44,7 +44,7 @@ VARIANT_COLOURS = {
     "ours": "#009e73",
     "ceiling": "#000000",
 }
-SPARE_COLOURS = ("#d55e00", "#44bb99", "#882255", "#999933", "#44aa99", "#aa4499")
+SPARE_COLOURS = ("#d55e00", "#882255", "#999933", "#332288", "#aa4499", "#117733")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">")
 DATA_NAMES = {
     "scenes": "rendered scenes",

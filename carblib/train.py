@@ -20,12 +20,13 @@ from pathlib import Path
 import torch
 from lightning_fabric import Fabric, seed_everything
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from carblib import __version__, errors, files
 from carblib.cache import FeatureCache
 from carblib.data import mix_seed, train_loader
 from carblib.errors import CarbError
+from carblib.interrupts import held_back
 from carblib.labels import training_labels
 from carblib.loss import LossParts, RegionBalancedLoss, build_loss
 from carblib.masker import Masker, build_masker
@@ -126,6 +127,10 @@ def share(params: Params) -> Shared:
     network = build_network(params, masker.text.mean_per_class)
     cache = monitor = None
     if params.cache_features:
+        if params.backbone_weights == "random":
+            raise CarbError(
+                "cache_features: a random backbone differs each time; set backbone_weights, or cache_features: false"
+            )
         split = open_split(params, params.train_split)
         every = range(len(split))
         cache = FeatureCache(network, split, every, params.image_size, fabric.device, mirrored=params.flip > 0)
@@ -233,13 +238,15 @@ def run(training: Training) -> None:
     start, first, shown = time.time(), training.iteration, {}
     training.network.train()
     bar = tqdm(total=params.iterations, initial=first, desc=folder.name, disable=not main, **bar_options())
-    with bar:
+    with bar, held_back() as let_interrupt_through:
         for batch in loader:
             parts = step(training, batch)
             done, last = training.iteration, training.iteration == params.iterations
             scores = {}
             if monitor and (done % params.val_every == 0 or last or done == params.warmup):
-                scores = monitor.look(training.network, done, folder)
+                # The bare network: DistributedDataParallel's forward would wait for the other processes.
+                with fabric.autocast():
+                    scores = monitor.look(bare(training.network), done, folder)
                 append_rows(folder / "region_weights.csv", weight_rows(training))
                 training.network.train()
             if main and (done % params.log_every == 0 or last or scores):
@@ -248,6 +255,7 @@ def run(training: Training) -> None:
             bar.update()
             if main and (done % params.checkpoint_every == 0 or last):
                 save_checkpoint(training)
+            let_interrupt_through()
     fabric.barrier()
     if main:
         finish(training)
@@ -273,13 +281,14 @@ class LogWriter:
         if path.exists() and iteration:
             with path.open() as file:
                 rows = [row for row in csv.DictReader(file) if int(row["iteration"]) <= iteration]
+        self.seconds_before = float(rows[-1]["seconds"]) if rows else 0.0
         files.write_csv(path, rows, LOG_COLUMNS)
 
     def write(self, training: Training, parts: LossParts, scores: dict[str, float], seconds: float) -> dict[str, str]:
         """Append one row; returns what the progress bar shows of it."""
         values = {
             "iteration": training.iteration,
-            "loss": float(parts.total),
+            "loss": float(parts.total.detach()),
             "consistent": float(parts.consistent),
             "noisy": float(parts.noisy),
             "local_consistent": float(parts.local_consistent),
@@ -287,7 +296,7 @@ class LogWriter:
             "weight": float(parts.weight),
             "consistent_share": float(parts.consistent_share),
             "lr": learning_rate(training.params, training.iteration - 1),
-            "seconds": round(seconds, 2),
+            "seconds": round(self.seconds_before + seconds, 2),
         } | scores
         with self.path.open("a", newline="") as file:
             csv.DictWriter(file, LOG_COLUMNS).writerow(
@@ -320,6 +329,8 @@ def resume(training: Training) -> None:
     if not path.exists():
         return
     state = files.load_torch(path)
+    if not isinstance(state, dict) or not {"params", "iteration", "network", "optimizer", "loss"} <= state.keys():
+        raise CarbError(f"{path}: is no checkpoint of a training; delete it to start anew")
     check_same(state["params"], training.params, training.folder)
     bare(training.network).load_state_dict(state["network"])
     training.optimizer.load_state_dict(state["optimizer"])

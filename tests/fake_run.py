@@ -21,6 +21,7 @@ SCORES = {
     "glv": 0.6,
     "carb": 0.58,
     "full": 0.7,
+    "ours": 0.72,
     "ceiling": 0.9,
 }
 
@@ -28,7 +29,7 @@ SCORES = {
 def make_run(root: Path, **changes: Any) -> Path:
     """Write a project folder under `root` with rendered-scene data and runs/tiny; return the run's folder."""
     rng = np.random.default_rng(0)
-    settings = {"iterations": 100, "warmup": 60, "variants": ["plain", "full"], **changes}
+    settings = {"iterations": 100, "warmup": 60, "variants": ["plain", "full", "ours"], **changes}
     params = Params(run="tiny", dataset="scenes", root=str(root / "data"), **settings)
     run = root / "runs" / "tiny"
     files.write_text(run / "params.yaml", params.to_yaml())
@@ -42,7 +43,7 @@ def make_run(root: Path, **changes: Any) -> Path:
             noise = rng.integers(0, 11, SIZE).astype(np.uint8)
             mask = np.where(rng.random(SIZE) < score, truths[name] % 11, noise).astype(np.uint8)
             files.write_index_png(run / folder / "test" / f"{name}.png", mask, CAMVID.palette)
-    for variant in ("plain", "full"):
+    for variant in ("plain", "full", "ours"):
         write_training(run / "train" / variant, variant, rng)
     files.write_json(run / "analysis.json", analysis(rng))
     maskers = [{"masker": m, "miou": 0.3 + i / 50, "small_miou": None, "seconds": 0.05 * i} for i, m in enumerate("ab")]
@@ -98,8 +99,8 @@ def write_training(folder: Path, variant: str, rng: np.random.Generator) -> None
     """Write log.csv, reliability.csv, regions and done.json of one training."""
     log, reliability = [], []
     for i in range(10, 101, 10):
-        weight = 0.3 if variant == "full" and i > 60 else float("nan")
-        parts = {"consistent": 0.5, "noisy": 2.0, "local_consistent": 0.4 * (variant == "full"), "local_noisy": 0.0}
+        weight = 0.3 if variant != "plain" and i > 60 else float("nan")
+        parts = {"consistent": 0.5, "noisy": 2.0, "local_consistent": 0.4 * (variant != "plain"), "local_noisy": 0.0}
         log.append({"iteration": i, "loss": 100 / i, **parts, "weight": weight, "consistent_share": i / 100, "lr": 0.1,
                     "seconds": i / 10, "val_miou": 0.4 if i % 50 == 0 else None, "val_small_miou": None})  # fmt: skip
     for i in (50, 70, 80, 90, 100):
@@ -112,6 +113,13 @@ def write_training(folder: Path, variant: str, rng: np.random.Generator) -> None
             data = io.BytesIO()
             np.savez_compressed(data, consistent=maps["pseudo_mask"] == maps["prediction"], **maps)
             files.write_bytes(folder / "regions" / f"{i:06d}" / f"{name}.npz", data.getvalue())
+    names = CAMVID.names if variant == "ours" else ["all"]
+    weights = [
+        {"iteration": i, "class": name, "weight": 0.05 * (c + 1) if i > 60 else None}
+        for i in (50, 70, 80)
+        for c, name in enumerate(names)
+    ]
+    files.write_csv(folder / "region_weights.csv", weights)
     files.write_csv(folder / "log.csv", log)
     files.write_csv(folder / "reliability.csv", reliability)
     files.write_json(folder / "done.json", {"iteration": 100, "version": __version__})

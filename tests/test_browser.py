@@ -23,12 +23,17 @@ import pytest
 import yaml
 
 from carblib import files
+from carblib.scenes import write_scenes
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TINY = {"run": "tiny", "root": "data/tiny", "image_size": [64, 128], "crop": [64, 128], "patch": [32, 32]}
 PATIENCE = 120_000  # ms; a quiet machine needs a tenth of it
+SETTINGS = {
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    "notebook-extension/tracker": {"autoStartDefaultKernel": True},
+}
 PICTURE = "img.carblib-picture"
 # The picture's pixels, small: what a person would see, whatever address it is shown from.
 PIXELS = """img => { const canvas = document.createElement('canvas'); canvas.width = 300; canvas.height = 150;
@@ -46,8 +51,8 @@ def jupyter_lab(root: Path, home: Path, folder: Path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     token, own = secrets.token_hex(16), folder / "jupyter"
-    news = own / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
-    files.write_text(news, '{"fetchNews": "false", "checkForUpdates": false}')
+    for name, setting in SETTINGS.items():
+        files.write_json(own / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings", setting)
     variables = {"CARB_HOME": str(home), "OMP_NUM_THREADS": "1", "JUPYTERLAB_SETTINGS_DIR": str(own / "settings")}
     for name in ("CONFIG", "DATA", "RUNTIME"):
         variables[f"JUPYTER_{name}_DIR"] = str(own / name.lower())
@@ -99,6 +104,10 @@ def run_all(page: object, address: str) -> None:
     page.wait_for_selector('.jp-NotebookPanel [data-status="idle"]')
     page.click('.lm-MenuBar-itemLabel:text-is("Run")')
     page.click('.lm-Menu-itemLabel:text-is("Run All Cells")')
+    # On a busy machine JupyterLab may not have its kernel yet, and then asks which one to take.
+    page.locator(f"{PICTURE}, .jp-Dialog").first.wait_for()
+    if page.locator(".jp-Dialog").count():
+        page.click(".jp-Dialog .jp-mod-accept")
     page.wait_for_selector(PICTURE)
     page.wait_for_function(f"document.querySelector('{PICTURE}').naturalWidth > 0")
     page.locator(PICTURE).scroll_into_view_if_needed()
@@ -146,6 +155,7 @@ def type_words(page: object, text: str) -> None:
 def test_explorer_in_jupyterlab(tmp_path: Path) -> None:
     shutil.copy(REPOSITORY / "notebooks" / "00_explore.ipynb", tmp_path)
     files.write_text(tmp_path / "params" / "demo.yaml", yaml.safe_dump({**TINY, "scenes_val": 3}))
+    write_scenes(tmp_path / "data" / "tiny", "val", 3)
     started = time.monotonic()
     with open_page(1500, 1100) as page, jupyter_lab(tmp_path, tmp_path, tmp_path) as address:
         run_all(page, address.format("00_explore.ipynb"))
@@ -188,14 +198,22 @@ def test_screenshot_of_the_demo(tmp_path: Path) -> None:
             seconds.append(time.perf_counter() - begun)
         percentile = statistics.quantiles(seconds, n=20, method="inclusive")[-1]
         print(f"30 moves in the browser: median {statistics.median(seconds):.3f} s, 95th percentile {percentile:.3f} s")
-        page.locator('.widget-checkbox:has-text("local view") input').check()
-        picture.wait_for_change()
-        picture.drag((0.17, 0.2), (0.28, 0.22))
-        picture.wait_for_change()
         type_words(page, "orange car")
         picture.wait_for_change()
-        page.mouse.click(*picture.at(0.165, 0.235))
+        page.locator('.widget-checkbox:has-text("local view") input').check()
+        picture.wait_for_change()
+        picture.drag(first_panel(picture, 0.4, 0.5), first_panel(picture, 0.57, 0.52))
+        picture.wait_for_change()
+        page.mouse.click(*picture.at(*first_panel(picture, 0.59, 0.56)))
         picture.wait_for_change()
         page.wait_for_timeout(1500)
         panel = page.locator(".jp-OutputArea-output .widget-vbox").first
         panel.screenshot(path=str(REPOSITORY / "figures" / "demo" / "explorer.png"))
+
+
+def first_panel(picture: Watched, x: float, y: float) -> tuple[float, float]:
+    """Where in the picture a point of the image is, as shares of both, in the first panel."""
+    panels = int(picture.picture.get_attribute("alt").split()[0])
+    height, width = picture.picture.evaluate("img => [img.naturalHeight, img.naturalWidth]")
+    across = width / {4: 2, 6: 3, 8: 4}[panels] - 7
+    return x * across / width, (24 + y * across / 2) / height

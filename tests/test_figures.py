@@ -24,10 +24,10 @@ from carblib import figures, figures_run, style
 from carblib.classes import CAMVID, CITYSCAPES
 from carblib.errors import CarbError
 from carblib.figures_curves import class_groups, spread_evenly
-from carblib.figures_run import FIGURES, Missing
+from carblib.figures_run import FIGURES
 from carblib.files import read_json, write_json
 from carblib.params import Params
-from carblib.results import RunResults, comparable, in_order, load_results
+from carblib.results import Missing, RunResults, comparable, in_order, load_results, variant_label
 
 RNG = np.random.default_rng(1)
 CONTRAST = {"name": "objects", "image_share": [0.1], "classes_per_image": [3, 1], "object_areas": [0.2, 0.3]}
@@ -102,7 +102,7 @@ def test_main_draws_and_says_what_is_missing(
 
 def test_damaged_results_fail_after_the_others_were_drawn(run: Path, tmp_path: Path) -> None:
     broken = shutil.copytree(run, tmp_path / "tiny")
-    for path in broken.glob("train/full/regions/*/*.npz"):
+    for path in broken.glob("train/ours/regions/*/*.npz"):
         path.write_bytes(b"PK\x03\x04 no more")
     results = load_results(broken)
     outcomes = figures.draw_all(results, tmp_path / "out", only=["region_maps", "classes_per_image"])
@@ -145,9 +145,10 @@ def saved(tmp_path: Path, dataset: str) -> tuple[matplotlib.figure.Figure, list[
 
 
 def test_save_figure_writes_png_pdf_and_record(tmp_path: Path) -> None:
-    before = dict(matplotlib.rcParams)
     figure, (png, pdf, record) = saved(tmp_path, "camvid")
-    assert dict(matplotlib.rcParams) == before, "the style leaked into matplotlib's global settings"
+    default = matplotlib.rcParamsDefault
+    leaked = [key for key in style._SETTINGS if matplotlib.rcParams[key] not in (default[key], [default[key]])]
+    assert not leaked, "the style leaked into matplotlib's global settings"
     with Image.open(png) as picture:
         assert picture.size == (650, 300) and round(picture.info["dpi"][0]) == 200
     data = pdf.read_bytes()
@@ -196,7 +197,7 @@ def test_iou_bars_are_the_scores_sorted_by_pixels() -> None:
 def test_gain_is_the_difference_in_points() -> None:
     before, after = evaluation("pseudo_masks_global", 0.4, RNG), evaluation("full", 0.6, RNG)
     line = figures.gain_over(before, [after], CAMVID).axes[0].lines
-    drawn = next(one for one in line if one.get_label() == "+ both").get_xdata()
+    drawn = next(one for one in line if one.get_label() == variant_label("full")).get_xdata()
     assert drawn[-2] == pytest.approx(100 * (after["miou"] - before["miou"]))
     pixels = np.array(before["confusion"]).sum(1)
     largest = int(np.argsort(-pixels, kind="stable")[0])
@@ -348,18 +349,19 @@ def test_grid_needs_saved_predictions(run: Path, tmp_path: Path) -> None:
 
 def test_grid_shows_masks_of_the_chosen_images(results: RunResults) -> None:
     figure, record = dict(FIGURES)["qualitative_grid"](results)
-    chosen = figures.pick_rows(results.evaluations["full"]["per_image"])
+    chosen = figures.pick_rows(results.evaluations["ours"]["per_image"])
     assert all(name in record.caption for name in chosen.values()) and set(chosen.values()) <= set(NAMES)
-    titles = [axes.get_title() for axes in figure.axes[:6]]
-    assert titles == ["image", "CLIP masks", "plain cross-entropy", "+ global-local", "+ both", "exact mask"]
-    best = Path(results.folder, "predictions", "full", "test", f"{chosen['best']}.png")
+    variants = ["pseudo_masks_global", "plain", "full", "ours"]
+    titles = [" ".join(axes.get_title().split()) for axes in figure.axes[:6]]
+    assert titles == ["image", *map(variant_label, variants), "exact mask"]
+    best = Path(results.folder, "predictions", "ours", "test", f"{chosen['best']}.png")
     expected = np.asarray(Image.open(best).convert("RGB"))
     np.testing.assert_array_equal(figure.axes[4].images[0].get_array(), expected)
-    scores = {row["name"]: row["miou"] for row in results.evaluations["full"]["per_image"]}
+    scores = {row["name"]: row["miou"] for row in results.evaluations["ours"]["per_image"]}
     assert figure.axes[4].get_xlabel() == f"mIoU {100 * scores[chosen['best']]:.1f}"
 
 
 def test_record_of_a_trained_network_names_its_checkpoint(results: RunResults) -> None:
     _, record = dict(FIGURES)["confusion"](results)
-    assert record.checkpoint == "train/full at iteration 100" and record.split == "test" and record.images == 5
-    assert read_json(results.folder / "evaluation" / "full.json")["images"] == record.images
+    assert record.checkpoint == "train/ours at iteration 100" and record.split == "test" and record.images == 5
+    assert read_json(results.folder / "evaluation" / "ours.json")["images"] == record.images

@@ -42,7 +42,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_runs_in_this_python_and_in_the_project(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = "import os, sys\nprint(x)\nprint(sys.executable)\nprint(os.getcwd(), 'JPY_SESSION_NAME' in os.environ)"
-    source = write_notebook(project / "in.ipynb", code, "from IPython.display import HTML\nHTML('<b>bold</b>')")
+    picture = "from IPython.display import HTML, Image, display\ndisplay(Image(b'PNG', format='png', alt='a street'))"
+    source = write_notebook(project / "in.ipynb", code, f"{picture}\nHTML('<b>bold</b>')")
     execute(source, project / "out" / "out.ipynb", {"x": 7})
     printed = capsys.readouterr().out
     assert f"    | 7\n    | {sys.executable}\n    | {project} False\n" in printed
@@ -50,6 +51,7 @@ def test_runs_in_this_python_and_in_the_project(project: Path, capsys: pytest.Ca
     page = render_html(project / "out" / "out.ipynb").read_text()
     assert "A title" in page and "<b>bold</b>" in page
     assert "sys.executable" not in page, "code is left out"
+    assert 'alt="a street"' in page
     assert 'src="http' not in page and "import(" not in page, "nothing is fetched from the network"
 
     publish(project / "out" / "out.ipynb", project / "kept.ipynb")

@@ -187,6 +187,12 @@ def test_every_pickle_protocol_of_an_array(tmp_path, protocol):
     assert read["a"].tolist() == [1, 0, 1] and read["b"].tolist() == [0, 1, 0]
 
 
+def test_memory_order_is_kept(tmp_path):
+    table = np.asfortranarray(np.arange(6.0).reshape(2, 3))
+    np.save(tmp_path / "l.npy", {"a": table})
+    np.testing.assert_array_equal(read_npy_labels(tmp_path / "l.npy")["a"], table)
+
+
 def test_a_plain_array_needs_names(tmp_path):
     np.save(tmp_path / "l.npy", np.array([[1, 0, 1], [0, 1, 0]]))
     assert convert_official(tmp_path / "l.npy", THREE, NAMES)["b"].tolist() == [0, 1, 0]

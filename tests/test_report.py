@@ -19,7 +19,7 @@ from carblib import report, report_checks, style
 from carblib.errors import CarbError
 from carblib.files import read_json, write_image, write_json, write_text
 from carblib.params import Params
-from carblib.results import load_results
+from carblib.results import load_results, variant_label
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
@@ -97,7 +97,7 @@ def test_report_holds_what_a_reader_needs(project: Path) -> None:
         assert wanted in page.text, wanted
     assert "OpenAI" not in re.sub(r"an OpenAI name", "", page.text)
     assert "03_train (did not finish)" in " ".join(page.text.split()) and "01_dataset_analysis (did" not in page.text
-    main = read_json(project / "runs" / "tiny" / "evaluation" / "full.json")
+    main = read_json(project / "runs" / "tiny" / "evaluation" / "ours.json")
     assert f"{100 * main['miou']:.1f}" in page.text
     assert not re.search(r"\d\.\d{5,}", re.sub(r"\+\S+", "", page.text)), "numbers with too many digits"
 
@@ -143,12 +143,12 @@ def test_warnings_say_what_numbers_do_not(project: Path) -> None:
     before = " ".join(report_checks.find_warnings(load_results(run), figures, ["confusion", "ablations"]))
     assert "“plain cross-entropy” is not finished" in before and "No figure of: ablations" in before
     assert "small CLIP knows" not in before and "λ" not in before and "older" not in before
-    log = pd.read_csv(run / "train" / "full" / "log.csv")
+    log = pd.read_csv(run / "train" / "ours" / "log.csv")
     log["weight"], log.loc[3, "loss"] = np.where(log["iteration"] > 60, 0.01, np.nan), np.nan
-    log.to_csv(run / "train" / "full" / "log.csv", index=False)
-    poor = evaluation("full", 0.3, np.random.default_rng(0))
+    log.to_csv(run / "train" / "ours" / "log.csv", index=False)
+    poor = evaluation("ours", 0.3, np.random.default_rng(0))
     poor["iou"][2], poor["iou"][4], poor["version"], poor["seed"] = 0.0, None, "0.0.1", 3
-    write_json(run / "evaluation" / "full.json", poor)
+    write_json(run / "evaluation" / "ours.json", poor)
     write_json(run / "evaluation" / "carb.json", evaluation("carb", 0.3, np.random.default_rng(0), "val"))
     os.utime(figures / "confusion.png", (1, 1))
     on_camvid = Params(run="tiny", dataset="camvid", iterations=100, warmup=60)
@@ -156,7 +156,7 @@ def test_warnings_say_what_numbers_do_not(project: Path) -> None:
     for wanted in (
         "small CLIP knows rendered scenes only", "fell to 0.01", "not finite at iteration 40", "never finds: pole",
         "left out of the mean: sidewalk", "different seeds: 0, 3", "not compared: + CARB", "0.0.1",
-        "older than the results", "“+ both” is below “CLIP masks”", "below “plain cross-entropy”",
+        "older than the results", f"“{variant_label('ours')}” is below “CLIP masks”", "below “plain cross-entropy”",
     ):  # fmt: skip
         assert wanted in after, wanted
 
@@ -209,7 +209,7 @@ def chromium(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess:
 def test_index_sorts_in_a_browser(many: Path, tmp_path: Path) -> None:
     index = report.write_index(many)
     titles = [cell["title"] for cell in report._runs_table([load_results(many / "tiny")])["columns"]]
-    click = f"document.querySelectorAll('th button')[{titles.index('+ both')}].click();"
+    click = f"document.querySelectorAll('th button')[{titles.index(variant_label('full'))}].click();"
     orders = []
     for clicks in (1, 2):
         text = index.read_text("utf-8").replace("</body>", f"<script>{click * clicks}</script></body>")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from carblib import tables
 from carblib.classes import CAMVID
-from carblib.results import load_results
+from carblib.results import load_results, variant_label
 
 
 def score(variant: str, miou: float | None, small: float | None = 0.1) -> dict:
@@ -65,7 +65,9 @@ def test_latex_is_booktabs_with_equal_rows_and_escapes() -> None:
     body = text.split(r"\midrule")[1].split(r"\bottomrule")[0]
     rows = [line for line in body.splitlines() if line]
     assert len(rows) == 5 and all(row.count(" & ") == 2 and row.endswith(r"\\") for row in rows)
-    assert r"+ both & \textbf{42.0} {\scriptsize [40.8, 44.2]}" in text and r"\underline{40.0}" in text
+    assert (
+        variant_label("full") + r" & \textbf{42.0} {\scriptsize [40.8, 44.2]}" in text and r"\underline{40.0}" in text
+    )
     assert r"100\% \&\#" in text and text.count("{") == text.count("}")
     assert not [c for line in text.splitlines() for c in line.replace(r"\%", "") if c == "%"], "a comment by accident"
 
@@ -106,10 +108,10 @@ def test_ablations_give_mean_and_spread_over_seeds() -> None:
     rows.append(
         {"variant": "ceiling", "path": "dual", "masker": "value_path", "seed": 0, "miou": 0.9, "small_miou": None}
     )
-    table = tables.ablation_table(rows)
+    table, both = tables.ablation_table(rows), variant_label("full")
     found = {(row[0].text, row[2].text): row for row in table.rows}
-    assert list(found)[0] == ("dual", "plain cross-entropy") and ("single + CRF", "+ both") in found
-    cell = found[("dual", "+ both")][4]
+    assert list(found)[0] == ("dual", "plain cross-entropy") and ("single + CRF", both) in found
+    cell = found[("dual", both)][4]
     assert cell.text == f"{100 * statistics.mean(values):.1f}" and cell.rank == 1
     assert cell.beside == f"± {100 * statistics.stdev(values):.1f}"
     alone = found[("dual", "true masks (ceiling)")]
@@ -135,7 +137,7 @@ def test_tables_of_a_run_are_written_and_name_their_data(tmp_path: Path, capsys:
     }
     for path in (tmp_path / "out").glob("*.[mt]*"):
         assert "rendered scenes" in path.read_text("utf-8")
-    assert "+ both" in tables.comparison_markdown(load_results(run))
+    assert variant_label("ours") in tables.comparison_markdown(load_results(run))
     for path in run.glob("evaluation/*.json"):
         path.unlink()
     assert "comparison" not in tables.run_tables(load_results(run))
