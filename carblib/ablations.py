@@ -110,9 +110,10 @@ def cell_folder(cell: Cell, group: Params) -> Path:
 
 def group_params(params: Params, masker: str, path: str) -> Params:
     """The parameters of a masker and path: a run of its own that reads the same image-level labels."""
-    labels = ensure_labels(params, open_split(params, params.train_split))
-    changed = dict(zip(("path", "crf"), PATHS[path], strict=True))
-    return params.updated(run=f"{params.run}.{masker}.{path}", masker=masker, labels=str(labels), **changed)
+    changed: dict[str, Any] = dict(zip(("path", "crf"), PATHS[path], strict=True))
+    if params.gate != "none":
+        changed["labels"] = str(ensure_labels(params, open_split(params, params.train_split)))
+    return params.updated(run=f"{params.run}.{masker}.{path}", masker=masker, **changed)
 
 
 def prepare(group: Params) -> Shared:

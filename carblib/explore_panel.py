@@ -24,8 +24,6 @@ from carblib.params import project_root
 from carblib.progress import is_live
 from carblib.style import save_figure
 
-_WIDE, _NARROW = Layout(width="330px"), Layout(width="210px")
-
 
 class ExplorerPanel:
     """Controls, picture and findings of an `Explorer`; `widget` is what a notebook displays.
@@ -56,11 +54,11 @@ class ExplorerPanel:
         explorer = self.explorer
         networks = [("none", ""), *((name, name) for name in explorer.networks)]
         self.split = dropdown("split", list(explorer.splits), first.split)
-        self.sort = dropdown("order", [NAME], NAME, "330px")
-        self.image = IntSlider(0, 0, 0, description="image", continuous_update=False, layout=_WIDE)
+        self.sort = dropdown("order", [NAME], NAME, "250px")
+        self.image = IntSlider(0, 0, 0, description="image", continuous_update=False, readout=False)
         self.previous = Button(description="◀ previous", layout=Layout(width="100px"))
         self.next = Button(description="next ▶", layout=Layout(width="100px"))
-        self.search = Combobox(placeholder="part of a name", description="find", layout=_NARROW)
+        self.search = Combobox(placeholder="part of a name", description="find")
         self.shown_class = dropdown("class", [(n, c) for c, n in enumerate(explorer.class_set.names)], first.class_id)
         self.masker = dropdown("masker", explorer.maskers, first.masker)
         self.gate = dropdown("gating", GATES, first.gate)
@@ -70,21 +68,23 @@ class ExplorerPanel:
         height, width = self.explorer.params.image_size
         low, rate = self.explorer.params.patch_offset, self.explorer.params.patch_rate
         self.local = Checkbox(first.local, description="local view", indent=False, layout=Layout(width="110px"))
-        self.column = IntSlider(first.centre[1], 0, width - 1, description="across", layout=_WIDE)
-        self.row = IntSlider(first.centre[0], 0, height - 1, description="down", layout=_WIDE)
+        self.column = IntSlider(first.centre[1], 0, width - 1, description="across")
+        self.row = IntSlider(first.centre[0], 0, height - 1, description="down")
         self.zoom = FloatSlider(first.zoom, min=low, max=max(low + rate, first.zoom), step=0.05, description="zoom")
-        self.zoom.layout = _WIDE
-        self.opacity = FloatSlider(first.opacity, min=0, max=1, step=0.05, description="opacity", layout=_WIDE)
-        self.words = Text(first.text, placeholder="any words, then Enter", description="words", layout=_WIDE)
+        self.opacity = FloatSlider(first.opacity, min=0, max=1, step=0.05, description="opacity")
+        self.words = Text(first.text, placeholder="any words, then Enter", description="words")
         self.words.continuous_update = False
-        self.save = Button(description="save PNG and PDF", icon="download", layout=Layout(width="170px"))
+        self.save = Button(description="save PNG and PDF", icon="download", layout=Layout(width="160px"))
 
     def _layout(self) -> VBox:
         rows = [
             [self.split, self.sort, self.previous, self.image, self.next, self.search],
-            [self.shown_class, self.masker, self.gate, self.network, self.opacity],
-            [self.words, self.local, self.column, self.row, self.zoom, self.save],
+            [self.shown_class, self.masker, self.gate, self.network, self.opacity, self.save],
+            [self.words, self.local, self.column, self.row, self.zoom],
         ]
+        for control in (self.image, self.opacity, self.column, self.row, self.zoom, self.search, self.words):
+            control.style.description_width = "initial"
+            control.layout.width = "270px" if control is self.image or control is self.words else "240px"
         wrapping = Layout(flex_flow="row wrap", align_items="center")
         return VBox([*(HBox(row, layout=wrapping) for row in rows), self.status, self.picture, self.found])
 

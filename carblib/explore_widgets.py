@@ -97,7 +97,7 @@ def pixel_table(explorer: Explorer, state: ExplorerState) -> str:
     for place, (name, value) in enumerate(explorer.similarity_at(state, state.pixel), 1):
         palette = explorer.class_set.palette[names.index(name)] if name in names else (255, 255, 255)
         swatch = f"background:rgb{tuple(map(int, palette))};border:1px solid #767676;padding:0 .5em;margin-right:.3em"
-        text = f"<span style='{swatch}'></span>{html.escape(name)} {value:.3f}"
+        text = f"<span style='{swatch}'></span>{html.escape(name)} {value:.2f}".replace(" -", " −")
         cells.append(f"<span style='white-space:nowrap;margin-right:1.2em'>{place}. {text}</span>")
     return f"<div>row {row}, column {column}: {', '.join(named)}</div><div>{' '.join(cells)}</div>"
 
@@ -107,9 +107,10 @@ def error_text(message: str) -> str:
     return f"<b style='color:#b00020'>{html.escape(message)}</b>"
 
 
-def dropdown(label: str, options: Sequence[Any], value: Any, width: str = "210px") -> Dropdown:
+def dropdown(label: str, options: Sequence[Any], value: Any, width: str = "175px") -> Dropdown:
     """Return a labelled dropdown of values, or of (text, value) pairs."""
-    return Dropdown(options=options, value=value, description=label, layout=Layout(width=width))
+    look = {"layout": Layout(width=width), "style": {"description_width": "initial"}}
+    return Dropdown(options=options, value=value, description=label, **look)
 
 
 def _name(names: Sequence[str], train_id: int) -> str:

@@ -2,8 +2,8 @@
 
 The drawing functions take plain arrays and are gathered here for notebooks: charts of the data (`figures_data`) and of
 the scores (`figures_scores`), curves (`figures_curves`), pictures (`figures_images`). `figures_run` and
-`figures_run_training` say what each figure of a run is drawn from, and its caption. Files go to figures/<run>/<name>.png,
-.pdf and .json.
+`figures_run_training` say what each figure of a run is drawn from, and its caption. They are written to
+figures/<run>/<name>.png, .pdf and .json.
 """
 
 from __future__ import annotations

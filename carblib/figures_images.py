@@ -98,7 +98,9 @@ def qualitative_grid(rows: Sequence[GridRow], class_set: ClassSet) -> PaperFigur
             axes.set_xlabel(row.notes.get(title, ""), fontsize=7, labelpad=1.5)
     for axes, title in zip(panels[0], titles, strict=True):
         # A letter of a title takes about 0.066 in.
-        axes.set_title(textwrap.fill(title, int(PAGE / len(titles) / 0.066)), fontweight="normal")
+        axes.set_title(
+            textwrap.fill(title, int(PAGE / len(titles) / 0.066), break_on_hyphens=False), fontweight="normal"
+        )
     class_legend(figure, [mask for row in rows for mask in row.masks.values()], class_set)
     _fit_height(figure, panels)
     return figure

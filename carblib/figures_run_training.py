@@ -93,8 +93,8 @@ def region_weights(results: RunResults) -> Drawn:
     last = have[variant].dropna(subset=["weight"])
     last = last[last["iteration"] == last["iteration"].max()].set_index("class")["weight"]
     caption = (
-        f"Weight λ of the noisy region per class over the training of {variant_label(variant)}. The smaller a class's λ, "
-        "the less it is learnt from pixels on which network and CLIP disagree. Small classes thick and bold."
+        f"Weight λ of the noisy region per class over the training of {variant_label(variant)}. The smaller a class's "
+        "λ, the less it is learnt from pixels on which network and CLIP disagree. Small classes thick and bold."
     )
     alt = (
         f"A line per class; at the end λ is smallest for {last.idxmin()} ({last.min():.2g}) and largest for "

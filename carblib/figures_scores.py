@@ -174,7 +174,7 @@ def confusion_matrix(evaluation: Evaluation, class_set: ClassSet) -> PaperFigure
     axes = figure.subplots()
     draw_matrix(axes, shares, class_set.names, columns, "pixels of the true class (%)", numbered=not many)
     axes.set(xlabel="predicted", ylabel="true")
-    axes.set_title(f"Confusion (%), {variant_label(evaluation['variant'])}")
+    axes.set_title(f"Confusion (%)\n{variant_label(evaluation['variant'])}")
     return figure
 
 

@@ -22,8 +22,8 @@ VARIANT_LABELS = {
     "plain": "plain cross-entropy",
     "glv": "+ global-local",
     "carb": "+ CARB",
-    "full": "+ both (the paper)",
-    "ours": "+ both, weight per class (ours)",
+    "full": "+ both (paper)",
+    "ours": "+ both (ours)",
     "ceiling": "true masks (ceiling)",
 }
 # The trained variant that stands for a run is the first of these that it has.
