@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from carblib.errors import CarbError, cli
 from carblib.files import read_json, write_bytes, write_json
+from carblib.progress import bar_options
 from carblib.scene_render import USES, Scene, SceneObject, render_pngs, render_scene, scene_seed
 
 __all__ = ["USES", "Scene", "SceneObject", "render_scene", "scene_seed", "write_scenes"]
@@ -40,7 +41,9 @@ def write_scenes(root: str | Path, split: str, count: int, seed: int = 0, size: 
     names = [f"{index + 1:06d}.png" for index in range(count)]
     done = [(images / name).is_file() and (masks / name).is_file() for name in names]
     jobs = [(name, scene_seed(split, k, seed), tuple(size)) for k, name in enumerate(names) if not done[k]]
-    for name, image, mask in tqdm(_render_all(jobs, processes), f"scenes {split}", len(jobs), disable=not jobs):
+    for name, image, mask in tqdm(
+        _render_all(jobs, processes), f"scenes {split}", len(jobs), disable=not jobs, **bar_options()
+    ):
         write_bytes(masks / name, mask)
         write_bytes(images / name, image)
     return images

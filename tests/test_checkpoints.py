@@ -28,7 +28,8 @@ CLASSES, DIMENSIONS = 11, 8
 
 def params(depth: int = 50, **changes) -> Params:
     values = {"backbone": f"resnet{depth}_v1c", "backbone_weights": "random", "freeze_backbone": False}
-    return Params().updated(**values, cache_features=False, aspp_dilations=[6, 12, 18, 24], **changes)
+    official = {"cache_features": False, "input_scale": 1, "aspp_dilations": [6, 12, 18, 24]}
+    return Params().updated(**values, **official, **changes)
 
 
 def official_weights(depth: int = 50) -> dict[str, torch.Tensor]:

@@ -196,7 +196,7 @@ def test_jit_archive_opens_only_with_a_known_checksum(home, tmp_path, monkeypatc
 def test_embedded_clip_knows_scene_words_only():
     model = load_clip("small")
     assert model.patch == 8 and model.known_words("a road") == ["a", "road"]
-    assert model.unknown_words("a road with a xylophone") == ["xylophone"]
+    assert model.unknown_words("a road and a xylophone") == ["xylophone"]
 
 
 # --- text --------------------------------------------------------------------------------------------------------

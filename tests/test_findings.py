@@ -89,7 +89,7 @@ def test_lambda_is_told_for_balanced_trainings_only(weight: float, words: str) -
 
 def test_training_table() -> None:
     table = findings.training_table(run())
-    assert table.loc["+ both", "λ at the end"] == "0.5" and table.loc["+ both", "best val mIoU"] == "25.0 %"
+    assert table.loc["+ both (paper)", "λ at the end"] == "0.5" and table.loc["+ both (paper)", "best val mIoU"] == "25.0 %"
     assert table.loc["plain cross-entropy", "minutes"] == "1.0"
 
 

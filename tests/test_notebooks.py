@@ -28,6 +28,7 @@ TINY = {
     "patch": [32, 32],
     "warmup": 2,
     "iterations": 4,
+    "variants": ["plain", "full"],
     "batch_size": 2,
     "log_every": 1,
     "val_every": 2,

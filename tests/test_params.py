@@ -160,9 +160,11 @@ def test_variants_and_copies():
         "glv": (True, False),
         "carb": (False, True),
         "full": (True, True),
+        "ours": (True, True),
         "ceiling": (False, False),
     }
     assert p.variant("ceiling").supervision == "masks" and p.variant("full") == p
+    assert p.variant("ours").region_weight == "class" and p.variant("full").region_weight == "paper"
     assert "did you mean 'plain'?" in message(lambda: p.variant("plane"))
     assert "did you mean 'lr'?" in message(lambda: p.updated(lrr=1))
     with pytest.raises(ValidationError):
@@ -177,7 +179,7 @@ def test_yaml_round_trip(tmp_path):
 def test_a_run_resumes_only_with_what_weights_depend_on():
     p = Params()
     assert p.training_dump() == p.updated(bootstrap=7, workers=2, test_split="x").training_dump()
-    for key, value in {"lr": 0.1, "seed": 1, "patch": [64, 64], "root": "b", "scenes_train": 3}.items():
+    for key, value in {"lr": 0.1, "seed": 1, "patch": [32, 32], "root": "b", "scenes_train": 3}.items():
         assert p.training_dump() != p.updated(**{key: value}).training_dump()
 
 

@@ -43,16 +43,9 @@ def test_tiny_clip_training_writes_a_loadable_model(
     monkeypatch.setattr(pretrain_clip, "render_pool", lambda count, seed, processes: pool[:count])
     path = pretrain_clip.train_clip(0.03, 2, 32, 1e-3, 0, tmp_path / "clip.pt")
     assert path.stat().st_size < 8e6
-    model, fresh = load_clip(str(path)), pretrain_clip.build_clip()
+    model = load_clip(str(path))
     assert model.patch == 8 and model.resolution == 64
-    assert model.known_words("a road") and model.unknown_words("a zebra on the road") == ["zebra"]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        fresh = pretrain_clip.build_clip()
-    moved = [
-        (new - old.half().float()).abs().max() for new, old in zip(model.parameters(), fresh.parameters(), strict=True)
-    ]
-    assert max(moved) > 0, "something was learnt"
+    assert not model.unknown_words(" ".join(own[0] for own in CAMVID.words)) and model.unknown_words("zebra")
 
 
 def test_tiny_backbone_training_writes_loadable_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,7 +155,7 @@ def test_embedded_clip_knows_the_classes_and_its_masks_beat_chance(
     with torch.inference_mode():
         masks = build_masker(Params(clip="small"))(images, labels, images.shape[2:]).numpy()
     rng, scores = np.random.default_rng(0), []
-    chance = np.stack([rng.choice(np.flatnonzero(present), size=mask.shape) for present, mask in zip(labels, masks)])
+    chance = np.stack([rng.choice(np.flatnonzero(present), size=masks.shape[1:]) for present in labels])
     for predicted in (masks, chance.astype(np.uint8)):
         counts = sum(confusion(p, scene.mask, len(CAMVID)) for p, scene in zip(predicted, scenes, strict=True))
         scores.append(mean_of(iou(counts)))
