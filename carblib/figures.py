@@ -1,4 +1,4 @@
-"""All figures of a run, made from its saved results without running a model: `python -m carblib.figures runs/demo`.
+"""All figures and tables of a run, from saved results, without running a model: `python -m carblib.figures runs/demo`.
 
 The drawing functions take plain arrays and are gathered here for notebooks: charts of the data (`figures_data`) and of
 the scores (`figures_scores`), curves (`figures_curves`), pictures (`figures_images`). `figures_run` and
@@ -37,6 +37,7 @@ from carblib.files import read_json
 from carblib.params import Params, load_params, project_root
 from carblib.results import Missing, RunResults, load_results
 from carblib.style import save_figure
+from carblib.tables import write_tables
 
 __all__ = [
     "GridRow",
@@ -77,8 +78,13 @@ class Outcome:
 
 
 def make_all(run_dir: str | Path, params: Params | None = None, out: str | Path | None = None) -> list[Path]:
-    """Make every figure whose results exist and return the PNGs. Raises CarbError where results cannot be read."""
-    outcomes = draw_all(load_results(run_dir, params), out)
+    """Make every figure and table whose results exist and return the figures' PNGs.
+
+    Raises CarbError where results cannot be read, after all others were drawn.
+    """
+    results = load_results(run_dir, params)
+    outcomes = draw_all(results, out)
+    write_tables(results, _folder(results, out))
     damaged = [outcome for outcome in outcomes if outcome.damaged]
     if damaged:
         raise CarbError(f"figure {damaged[0].name}: {damaged[0].reason}")
@@ -91,8 +97,7 @@ def draw_all(results: RunResults, out: str | Path | None = None, only: Sequence[
     for name in only:
         if name not in known:
             raise CarbError(f"--only {name}: no such figure; {nearest(name, known) or 'there are ' + ', '.join(known)}")
-    folder = Path(out) if out else project_root() / "figures" / results.run
-    outcomes = []
+    folder, outcomes = _folder(results, out), []
     for name, draw in FIGURES:
         if only and name not in only:
             continue
@@ -106,13 +111,19 @@ def draw_all(results: RunResults, out: str | Path | None = None, only: Sequence[
     return outcomes
 
 
+def _folder(results: RunResults, out: str | Path | None) -> Path:
+    return Path(out) if out else project_root() / "figures" / results.run
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make all figures of a run; return 1 when results that are there could not be read."""
-    parser = argparse.ArgumentParser(prog="python -m carblib.figures", description="Make all figures of a run.")
+    """Make all figures and tables of a run; return 1 when results that are there could not be read."""
+    parser = argparse.ArgumentParser(
+        prog="python -m carblib.figures", description="Make all figures and tables of a run."
+    )
     parser.add_argument("run_dir", help="folder of the run's results, e.g. runs/demo")
     parser.add_argument("--params", help="parameters of the run; default: params.yaml in its folder")
     parser.add_argument("--out", help="folder for the figures; default: figures/<run>")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these figures")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these figures, no tables")
     parser.add_argument("--contrast", help="JSON of an object-centric dataset's statistics, shown beside this data's")
     options = parser.parse_args(argv)
     results = load_results(options.run_dir, load_params(options.params) if options.params else None)
@@ -122,6 +133,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for outcome in outcomes:
         state = outcome.path or f"{'NOT READABLE' if outcome.damaged else 'not made'}: {outcome.reason}"
         print(f"{outcome.name:24} {state}")
+    if not options.only:
+        for path in write_tables(results, _folder(results, options.out)):
+            print(f"{path.stem:24} {path}")
     return 1 if any(outcome.damaged for outcome in outcomes) else 0
 
 

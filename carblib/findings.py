@@ -133,7 +133,7 @@ def training_table(results: RunResults) -> pd.DataFrame:
     """Return a table of trainings: iterations, minutes, loss, λ and consistent share at the end, validation scores."""
     rows = {}
     for variant, log in results.logs.items():
-        tail, scores = log.tail(max(1, round(TAIL * len(log)))), log["val_miou"].dropna()
+        tail, scores = _end(log), log["val_miou"].dropna()
         rows[variant_label(variant)] = {
             "iterations": f"{log['iteration'].max():.0f}",
             "minutes": f"{log['seconds'].max() / 60:.1f}",
@@ -158,7 +158,7 @@ def of_training(results: RunResults) -> str:
             f"- {_capital(called(variant))}: at the end {share} of the pixels are consistent; CLIP's label is right in "
             f"{inside} of them and in {outside} of the others."
         )
-        weight = results.logs[variant]["weight"].dropna().tail(20).mean() if variant in results.logs else float("nan")
+        weight = _end(results.logs[variant])["weight"].mean() if variant in results.logs else float("nan")
         if results.params.variant(variant).balancing and not np.isnan(weight):
             line += f" λ ends at {weight:.2g}: " + (
                 "the noisy region is as good as switched off; what the network does not predict by now cannot return."
@@ -178,6 +178,10 @@ def of_training(results: RunResults) -> str:
     return "\n".join(lines)
 
 
+def _end(log: pd.DataFrame) -> pd.DataFrame:
+    return log.tail(max(1, round(TAIL * len(log))))
+
+
 def _number(value: float) -> str:
     return "–" if np.isnan(value) else f"{value:.2g}"
 
@@ -192,7 +196,7 @@ def of_evaluation(results: RunResults) -> str:
         return "No trained network was measured: there is nothing to conclude."
     scores, lines = comparable(results), []
     best = scores[main]
-    for other in ("pseudo_masks_global", "plain", "glv", "full", "ceiling"):
+    for other in ("pseudo_masks_global", "pseudo_masks_local", "plain", "glv", "full", "ceiling"):
         if other in scores and other != main:
             gain, small = (points(best[key], scores[other][key]) for key in ("miou", "small_miou"))
             lines.append(

@@ -29,6 +29,7 @@ from nbconvert import HTMLExporter
 from carblib import files
 from carblib.errors import CarbError, cli
 from carblib.params import project_root
+from carblib.progress import without_progress
 
 # Rendered notebooks must open from disk: nbconvert's page without the scripts it would fetch from the network, and with
 # the pictures' alternative texts, which it leaves out.
@@ -161,7 +162,7 @@ def _signal_kernel(manager: AsyncKernelManager, which: signal.Signals) -> None:
 
 def render_html(executed: Path) -> Path:
     """Render an executed notebook, without its code, to a page beside it that needs no network; return the page."""
-    notebook = nbformat.read(executed, as_version=4)
+    notebook = _as_read(executed)
     page = HTMLExporter(
         template_file="carblib.html.j2",
         extra_loaders=[jinja2.DictLoader({"carblib.html.j2": _OFFLINE_PAGE})],
@@ -175,12 +176,23 @@ def render_html(executed: Path) -> Path:
     return target
 
 
+def _as_read(executed: Path) -> nbformat.NotebookNode:
+    """Read an executed notebook and leave out progress, which tells a reader nothing once the work is done."""
+    notebook = nbformat.read(executed, as_version=4)
+    for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
+        for output in cell.outputs:
+            if output.output_type == "stream":
+                output.text = without_progress(output.text)
+        cell.outputs = [output for output in cell.outputs if output.get("text", "x").strip()]
+    return notebook
+
+
 def publish(executed: Path, target: Path) -> None:
     """Copy an executed notebook without papermill's traces: its parameters cell, times and paths of this machine.
 
     Raises CarbError for a notebook that failed, whose outputs nobody should read as results.
     """
-    notebook = nbformat.read(executed, as_version=4)
+    notebook = _as_read(executed)
     kept = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
     for count, cell in enumerate((cell for cell in kept if cell.cell_type == "code"), start=1):
         if any(output.output_type == "error" for output in cell.outputs):

@@ -39,7 +39,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "value_path, no labels": {"gate": "none"},
     "value_path, local views": {LOCAL: True},
     "value_path, windows": {"mask_window": "CLIP's resolution"},
-    "value_path, scales and flip": {"mask_scales": (1.0, 1.5), "mask_flip": True},
+    "value_path, scales and flip": {"mask_scales": (1.0, 1.25), "mask_flip": True},
     "value_path, synonyms": {"synonyms": True},
     "no_residual": {"masker": "no_residual"},
     "query_query": {"masker": "query_query"},
@@ -64,7 +64,7 @@ def maskers_path(params: Params) -> Path:
     return params.run_dir / "maskers.json"
 
 
-def compare_maskers(params: Params, split: Split, images: int = 16) -> list[dict[str, Any]]:
+def compare_maskers(params: Params, split: Split, images: int = 12) -> list[dict[str, Any]]:
     """Measure every way of making pseudo-masks on at most `images` images of a split, evenly spaced.
 
     Writes runs/<run>/maskers.json and returns its rows {masker, miou, small_miou (0–1 or None), seconds (per image),
@@ -162,7 +162,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m carblib.mask_quality", description=main.__doc__)
     add_arguments(parser)
     parser.add_argument("--split", help="split of the dataset; default: the val split")
-    parser.add_argument("--images", type=int, default=16, help="images to measure on, evenly spaced")
+    parser.add_argument("--images", type=int, default=12, help="images to measure on, evenly spaced")
     arguments = parser.parse_args()
     params = from_arguments(arguments)
     for row in compare_maskers(params, open_split(params, arguments.split or params.val_split), arguments.images):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from typing import Any
 
 INTERVAL = 10  # seconds between lines of a log
 _LINE = "{desc}: {n_fmt} of {total_fmt}, {elapsed} gone, {remaining} left{postfix}\n"
+_WRITTEN = re.compile(r"^\r?.*: \S+ of \S+, [\d:]+ gone, [\d:?]+ left.*\n+", re.MULTILINE)
 
 
 def is_live() -> bool:
@@ -16,6 +18,11 @@ def is_live() -> bool:
         # Jupyter's servers name the session in the environment of the kernels they start; papermill does not.
         return "JPY_SESSION_NAME" in os.environ or "VSCODE_PID" in os.environ
     return sys.stdout.isatty()
+
+
+def without_progress(text: str) -> str:
+    """Return printed text without the lines that `bar_options` puts into a log."""
+    return _WRITTEN.sub("", text)
 
 
 def bar_options() -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Tables fit for a paper, as LaTeX (booktabs), CSV and Markdown: best and second-best marked, intervals given.
 
 `comparison_table` compares the variants of a run, `ablation_table` and `masker_table` say the same as their figures.
-`python -m carblib.tables runs/demo` writes all whose results exist into figures/<run>/.
+`python -m carblib.tables runs/demo` writes all whose results exist into figures/<run>/; so does `carblib.figures`.
 """
 
 from __future__ import annotations
@@ -280,6 +280,12 @@ def run_tables(results: RunResults) -> dict[str, Table]:
     return {name: dataclasses.replace(table, note=f"{table.note} {data}".strip()) for name, table in tables.items()}
 
 
+def write_tables(results: RunResults, folder: str | Path) -> list[Path]:
+    """Write all tables of a run whose results exist as table_<name>.tex, .csv and .md; return the paths."""
+    tables = run_tables(results)
+    return [path for name, table in tables.items() for path in write_table(table, Path(folder) / f"table_{name}")]
+
+
 def comparison_markdown(results: RunResults) -> str:
     """Return the comparison table of a run as Markdown, or a sentence where nothing was evaluated yet."""
     tables = run_tables(results)
@@ -295,10 +301,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     results = load_results(options.run_dir, load_params(options.params) if options.params else None)
     folder = Path(options.out) if options.out else project_root() / "figures" / results.run
-    tables = run_tables(results)
-    for name, table in tables.items():
-        print(*write_table(table, folder / f"table_{name}"), sep="\n")
-    if not tables:
+    written = write_tables(results, folder)
+    print(*written, sep="\n")
+    if not written:
         print("no table yet: notebooks 02_pseudo_masks and 04_small_object_evaluation make the results")
     return 0
 

@@ -198,7 +198,7 @@ def test_screenshot_of_the_demo(tmp_path: Path) -> None:
             seconds.append(time.perf_counter() - begun)
         percentile = statistics.quantiles(seconds, n=20, method="inclusive")[-1]
         print(f"30 moves in the browser: median {statistics.median(seconds):.3f} s, 95th percentile {percentile:.3f} s")
-        type_words(page, "orange car")
+        type_words(page, "red car")
         picture.wait_for_change()
         page.locator('.widget-checkbox:has-text("local view") input').check()
         picture.wait_for_change()

@@ -100,6 +100,13 @@ def test_main_draws_and_says_what_is_missing(
         figures.main([str(part), "--only", "confusoin"])
 
 
+def test_make_all_writes_figures_and_tables(tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "FIGURES", FIGURES[3:4])
+    monkeypatch.setenv("CARB_HOME", str(tmp_path))
+    assert figures.make_all(run) == [tmp_path / "figures" / "tiny" / "classes_per_image.png"]
+    assert (tmp_path / "figures" / "tiny" / "table_comparison.tex").is_file()
+
+
 def test_damaged_results_fail_after_the_others_were_drawn(run: Path, tmp_path: Path) -> None:
     broken = shutil.copytree(run, tmp_path / "tiny")
     for path in broken.glob("train/ours/regions/*/*.npz"):

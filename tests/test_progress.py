@@ -38,6 +38,13 @@ def test_long_work_writes_lines_not_a_bar(monkeypatch: pytest.MonkeyPatch) -> No
     assert 9 <= len(lines) <= 11 and lines[-1].startswith("work: 10 of 10")
 
 
+def test_lines_can_be_told_from_other_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = shown(11.0, monkeypatch, io.StringIO())
+    kept = "03_train: run 'demo', 2 of 3 left\n"
+    assert progress.without_progress(kept + lines + kept) == kept + kept
+    assert progress.without_progress("scenes: 3 of ?, 1:02:03 gone, ? left\n") == ""
+
+
 def test_a_person_sees_a_bar_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
     assert "work:   0%|" in shown(0.5, monkeypatch, Terminal())
