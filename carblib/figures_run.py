@@ -130,6 +130,15 @@ def checkpoint(evaluation: dict[str, Any]) -> str:
     return f"train/{evaluation['variant']}" + (f" at iteration {iteration}" if iteration else "")
 
 
+def _told(results: RunResults, chosen: dict[str, dict[str, Any]]) -> str:
+    masks = any(variant.startswith("pseudo_masks") for variant in chosen)
+    return (
+        " CLIP's masks are told each image's labels, networks are not."
+        if masks and results.params.gate != "none"
+        else ""
+    )
+
+
 def _scores_in_words(evaluations: dict[str, dict[str, Any]]) -> str:
     scores = [f"{variant_label(v)} {100 * e['miou']:.1f}" for v, e in evaluations.items() if e["miou"] is not None]
     return "mIoU in percent: " + ", ".join(scores) + "."
@@ -144,6 +153,7 @@ def _main(results: RunResults) -> dict[str, Any]:
 def _iou(results: RunResults) -> Drawn:
     chosen = _comparable(results)
     caption = "IoU per class, sorted by pixel share, with 95 % bootstrap intervals over images; small classes bold."
+    caption += _told(results, chosen)
     last = list(chosen.values())[-1] if results.main_variant is None else _main(results)
     figure = iou_bars(list(chosen.values()), results.params.class_set)
     return _of_scores(results, last, figure, caption, "Grouped bars of IoU per class. " + _scores_in_words(chosen))
@@ -155,7 +165,7 @@ def _object_sizes(results: RunResults) -> Drawn:
         raise Missing("no evaluation measured objects; evaluate again in notebook 04_small_object_evaluation")
     caption = (
         "Recall (at least half of the object's pixels found) and IoU of the small classes' objects against their size; "
-        "n counts objects. An object is a connected component."
+        "n counts objects. An object is a connected component." + _told(results, chosen)
     )
     figure = object_size_curves(list(chosen.values()))
     alt = "Two line charts over object size: recall and IoU, one line per variant."
@@ -170,6 +180,7 @@ def _gain(results: RunResults) -> Drawn:
         )
     others = [e for variant, e in chosen.items() if variant not in ("pseudo_masks_global", "ceiling")]
     caption = "IoU gained over CLIP's whole-image pseudo-masks per class, in points, sorted by pixel share; small bold."
+    caption += _told(results, chosen)
     gain = 100 * (evaluation["miou"] - chosen["pseudo_masks_global"]["miou"])
     alt = f"Dot plot of gains per class. Mean gain of {variant_label(evaluation['variant'])}: {gain:+.1f} points."
     figure = gain_over(chosen["pseudo_masks_global"], others, results.params.class_set)

@@ -101,6 +101,7 @@ def object_size_curves(evaluations: Sequence[Evaluation], class_name: str = "") 
         for label, count in zip(evaluations[0]["objects"]["labels"], tables[0]["count"], strict=True)
     ]
     places = np.arange(len(labels))
+    top = 100 * np.nanmax([numbers(table[key]) for table in tables for key in ("recall", "iou")], initial=0.2)
     for axes, key, title in zip(figure.subplots(1, 2, sharex=True), ("recall", "iou"), ("Recall", "IoU"), strict=True):
         for i, (evaluation, table) in enumerate(zip(evaluations, tables, strict=True)):
             axes.plot(
@@ -112,7 +113,11 @@ def object_size_curves(evaluations: Sequence[Evaluation], class_name: str = "") 
                 label=variant_label(evaluation["variant"]) if key == "iou" else None,
             )
         axes.set_xticks(places, labels)
-        axes.set(xlim=(-0.3, len(places) - 0.7), ylim=(-3, 103), ylabel=f"{class_name or 'small'} objects (%)")
+        axes.set(
+            xlim=(-0.3, len(places) - 0.7),
+            ylim=(-0.03 * top, min(1.12 * top, 103)),
+            ylabel=f"{class_name or 'small'} objects (%)",
+        )
         axes.set_xlabel("object size")
         axes.grid(axis="y")
         axes.set_title(title)

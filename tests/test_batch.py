@@ -83,11 +83,14 @@ def test_goes_on_after_a_failure_and_says_which(project: Project, capsys: pytest
     assert project.ran == [("a", "02"), ("a", "03"), ("a", "04")], "goes on where it failed"
 
 
-def test_notebook_without_done_marker_is_not_finished(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notebook_without_done_marker_is_not_finished(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     # papermill returning is not enough: a notebook that lost its closing cell must count as failed.
     with monkeypatch.context() as patch:
         patch.setattr(notebook, "finish", lambda *_: None)
         assert project.run("params/a.yaml") == 1
+    assert project.ran == [("a", "01")] and "without its closing cell" in capsys.readouterr().out
     assert project.run("params/a.yaml") == 0
     assert project.ran == [("a", n) for n in ALL]
 

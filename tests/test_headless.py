@@ -85,7 +85,8 @@ def test_interrupt_lets_the_cell_clean_up(project: Path) -> None:
         "except KeyboardInterrupt:\n    time.sleep(0.5)\n    open('saved', 'w').close()\n    raise"
     )
     write_notebook(project / "in.ipynb", cell, "open('went_on', 'w').close()")
-    program = (
+    program = (  # started from a background job, a process ignores Ctrl-C unless told otherwise
+        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from pathlib import Path\nfrom carblib import errors, headless\n"
         "errors.cli(lambda: headless.execute(Path('in.ipynb').absolute(), Path('out.ipynb').absolute(), {'x': 1}))"
     )
