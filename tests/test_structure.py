@@ -25,8 +25,8 @@ ORDER = """
     clip_models prompts masker_strategies masker views
     network checkpoints loss data infer crf pseudo_masks
     objects evaluate reliability cache monitor train predict ablations analysis
-    results style figures_data figures_images figures_scores figures_curves figures_run_training figures_run tables figures
-    mask_quality findings report_checks report notebook headless batch
+    results style figures_data figures_images figures_scores figures_curves figures_run_training figures_run
+    tables figures mask_quality findings report_checks report notebook headless batch
     explore explore_order explore_widgets explore_views explore_panel
     pretrain_clip pretrain_backbone
 """.split()
