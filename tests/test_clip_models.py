@@ -141,9 +141,10 @@ def test_named_model_is_downloaded_once_and_checked(home, tmp_path, monkeypatch,
     # The second time nothing is fetched.
     monkeypatch.setattr(clip.clip, "_download", lambda *_: pytest.fail("downloaded again"))
     assert load_clip("ViT-B/16").fingerprint == digest
-    # A folder of one's own comes first and is filled in place of the cache.
+    # A folder of one's own comes before the cache.
     (tmp_path / "mine").mkdir()
     shutil.move(cached, tmp_path / "mine" / cached.name)
+    cached.write_bytes(b"never looked at")
     assert load_clip("ViT-B/16", folder=str(tmp_path / "mine")).fingerprint == digest
 
 
