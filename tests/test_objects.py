@@ -107,21 +107,22 @@ def test_enlarged_images_keep_bins_recall_and_iou():
 def test_the_table_counts_by_class_and_size():
     truth, prediction = np.zeros((2, 256, 512), np.uint8)
     pole, pedestrian = CAMVID.index("pole"), CAMVID.index("pedestrian")
-    truth[0:4, 0:4], truth[100:104, 0:5], truth[200:240, 100:140] = pole, pole, pedestrian
-    prediction[0:4, 0:4] = pole
+    truth[0:2, 0:5], truth[100:103, 0:13], truth[200:240, 100:140] = pole, pole, pedestrian
+    truth[150:154, 0:10], truth[170:173, 0:3] = pole, pole  # exactly 40 pixels; 9 are no object
+    prediction[0:2, 0:5], prediction[150:154, 0:10] = pole, pole
     empty = match_objects(prediction[:9, 60:69], truth[:9, 60:69], CAMVID.small_ids)
     objects = join([match_objects(prediction, truth, CAMVID.small_ids), empty])
     table = object_table(objects, CAMVID, (256, 512))
     assert table["labels"] == ["10–39 px", "40–159 px", "160–639 px", "≥ 640 px"]
     assert table["per_class"]["pole"] == {
-        "count": [2, 0, 0, 0],
-        "recall": [0.5, None, None, None],
-        "iou": [0.5, None, None, None],
+        "count": [2, 1, 0, 0],
+        "recall": [0.5, 1.0, None, None],
+        "iou": [0.5, 1.0, None, None],
     }
     assert table["per_class"]["pedestrian"]["count"] == [0, 0, 0, 1]
     assert table["per_class"]["bicyclist"]["recall"] == [None] * 4
-    assert table["all_small"]["count"] == [2, 0, 0, 1] and table["all_small"]["recall"] == [0.5, None, None, 0.0]
-    assert table["total"] == {"count": 3, "recall": pytest.approx(1 / 3), "iou": pytest.approx(1 / 3)}
+    assert table["all_small"]["count"] == [2, 1, 0, 1] and table["all_small"]["recall"] == [0.5, 1.0, None, 0.0]
+    assert table["total"] == {"count": 4, "recall": 0.5, "iou": 0.5}
     assert empty.recall is None and object_table(empty, CAMVID, (9, 9))["total"]["iou"] is None
 
 
