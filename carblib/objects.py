@@ -81,7 +81,7 @@ def match_objects(prediction: np.ndarray, truth: np.ndarray, class_ids: Sequence
     Found: at least half of the object's pixels are predicted as its class. IoU of object o: P is the union of the
     predicted components of o's class that touch o, without pixels of other objects of that class (two people that the
     prediction joins are not held against each other) and without ignored ones; IoU = |o ∩ P| / |o ∪ P|.
-    Source: the adjusted segment IoU of SegmentMeIfYouCan (Chan et al. 2021, Sec. 5).
+    Source: the adjusted segment IoU of SegmentMeIfYouCan (Chan et al. 2021).
     """
     if prediction.shape != truth.shape:
         raise CarbError(f"prediction is {prediction.shape}, truth {truth.shape}; resize the prediction to the truth")
