@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import numpy as np
 import pytest
@@ -65,16 +66,20 @@ def test_work_is_dealt_out_evenly_and_whole(count, processes):
     assert 1 <= len(shares) <= processes and max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def write_pid(share, show, folder):
+def write_pid(share, show, folder, others):
     (folder / share[0]).write_text(f"{os.getpid()} {show}")
+    for _ in range(600):  # a share that returned at once could leave its process to the next one
+        if all((folder / name).is_file() for name in others):
+            break
+        time.sleep(0.1)
     if not show:
         raise CarbError(f"{share[0]}.png: is bad")
 
 
 def test_shares_run_in_processes_of_their_own_and_raise_here(tmp_path):
     with pytest.raises(CarbError, match="b.png: is bad"):
-        in_processes(write_pid, [["a"], ["b"]], tmp_path)
+        in_processes(write_pid, [["a"], ["b"]], tmp_path, "ab")
     (first, shows), (second, silent) = ((tmp_path / name).read_text().split() for name in "ab")
     assert len({first, second, str(os.getpid())}) == 3 and (shows, silent) == ("True", "False")
-    in_processes(write_pid, [["c"]], tmp_path)
+    in_processes(write_pid, [["c"]], tmp_path, "c")
     assert (tmp_path / "c").read_text() == f"{os.getpid()} True"
