@@ -22,6 +22,7 @@ from carblib.labels import ensure_labels
 from carblib.params import Params, add_arguments, from_arguments
 from carblib.pseudo_masks import export_masks
 from carblib.readers import Split, open_split
+from carblib.scenes import ensure_scenes
 from carblib.train import Shared, is_done, load_trained, share, train
 
 PATHS = {  # name -> (path, crf)
@@ -112,7 +113,9 @@ def group_params(params: Params, masker: str, path: str) -> Params:
     """The parameters of a masker and path: a run of its own that reads the same image-level labels."""
     changed: dict[str, Any] = dict(zip(("path", "crf"), PATHS[path], strict=True))
     if params.gate != "none":
-        changed["labels"] = str(ensure_labels(params, open_split(params, params.train_split)))
+        ensure_labels(params, open_split(params, params.train_split))
+        # Relative to the project root, so that a folder of runs can be moved and its cells still count as finished.
+        changed["labels"] = params.labels or f"runs/{params.run}/labels/{params.train_split}.csv"
     return params.updated(run=f"{params.run}.{masker}.{path}", masker=masker, **changed)
 
 
@@ -178,6 +181,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m carblib.ablations", description=main.__doc__)
     add_arguments(parser)
     params = from_arguments(parser.parse_args())
+    ensure_scenes(params)
     run_ablations(params)
     print(f"{params.run_dir / 'ablations.json'}: one row per cell")
     return 0

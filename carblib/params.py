@@ -160,7 +160,7 @@ class Params(BaseModel):
     ablation_variants: AblationVariants = Field(
         ("plain", "glv", "carb", "full", "ours", "ceiling"), description="trainings"
     )
-    ablation_paths: AblationPaths = Field(("single",), description="global pseudo-masks")
+    ablation_paths: AblationPaths = Field(("single", "single_crf", "dual"), description="global pseudo-masks")
     ablation_maskers: Maskers = Field(("value_path",), description="what is done in CLIP's last block")
     ablation_seeds: Seeds = Field((0, 1, 2), description="seeds of training")
 

@@ -17,10 +17,11 @@ from tqdm import tqdm
 
 from carblib.errors import CarbError, cli
 from carblib.files import read_json, write_bytes, write_json
+from carblib.params import Params
 from carblib.progress import bar_options
 from carblib.scene_render import USES, Scene, SceneObject, render_pngs, render_scene, scene_seed
 
-__all__ = ["USES", "Scene", "SceneObject", "render_scene", "scene_seed", "write_scenes"]
+__all__ = ["USES", "Scene", "SceneObject", "ensure_scenes", "render_scene", "scene_seed", "write_scenes"]
 VERSION = 1  # raised when the same seed gives another picture
 _NAME = re.compile(r"\d{6}\.png")
 
@@ -47,6 +48,14 @@ def write_scenes(root: str | Path, split: str, count: int, seed: int = 0, size: 
         write_bytes(masks / name, mask)
         write_bytes(images / name, image)
     return images
+
+
+def ensure_scenes(params: Params) -> None:
+    """Render what is missing of the three splits of a run on rendered scenes; nothing for any other dataset."""
+    if params.dataset == "scenes":
+        write_scenes(params.data_root, params.train_split, params.scenes_train, params.scenes_seed)
+        write_scenes(params.data_root, params.val_split, params.scenes_val, params.scenes_seed)
+        write_scenes(params.data_root, params.test_split, params.scenes_test, params.scenes_seed)
 
 
 def _render_all(jobs: list, processes: int | None) -> Iterator[tuple[str, bytes, bytes]]:

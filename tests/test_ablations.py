@@ -77,7 +77,7 @@ def test_grid_holds_every_combination_and_one_ceiling() -> None:
 
 
 def test_finished_cells_are_skipped_and_rows_hold_the_measurements(
-    params: Params, calls: list[str], tmp_path: Path, scenes: Path
+    params: Params, calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = run_ablations(params)
     trained = [f"{v}-seed{s}" for v in ("plain", "full", "ceiling") for s in (0, 1)]
@@ -110,6 +110,9 @@ def test_finished_cells_are_skipped_and_rows_hold_the_measurements(
     with pytest.raises(CarbError, match="plain-seed0: holds a run with other values of lr;"):
         run_ablations(params.updated(lr=0.1))
     calls.clear()
+    shutil.move(tmp_path / "runs", tmp_path / "elsewhere" / "runs")
+    monkeypatch.setenv("CARB_HOME", str(tmp_path / "elsewhere"))
+    assert run_ablations(params) == rows and calls == [], "a folder of runs can be moved"
     again = run_ablations(params.updated(test_split="val", ablation_paths=("dual",), ablation_seeds=(0,)))
     assert {row["split"] for row in again} == {"val"} and not any("+" in call for call in calls)
 

@@ -14,9 +14,10 @@ from PIL import Image
 from carblib import scene_paint
 from carblib.classes import CAMVID
 from carblib.errors import CarbError
+from carblib.params import Params
 from carblib.scene_layout import draw_camera, draw_light
 from carblib.scene_street import Building, draw_building
-from carblib.scenes import USES, Scene, render_scene, scene_seed, write_scenes
+from carblib.scenes import USES, Scene, ensure_scenes, render_scene, scene_seed, write_scenes
 
 SMALL = (64, 128)
 # Percent of pixels over a set of scenes; the real CamVid's shares lie inside all bands.
@@ -211,6 +212,20 @@ def test_foreign_pictures_are_never_mixed_in(tmp_path):
     with pytest.raises(CarbError, match="did not render"):
         write_scenes(tmp_path, "train", 2, size=SMALL)
     assert os.listdir(tmp_path) == ["train"]
+
+
+def test_a_run_gets_its_three_splits_and_other_datasets_none(tmp_path):
+    params = Params(
+        root=str(tmp_path / "s"), val_split="clip", scenes_train=2, scenes_val=1, scenes_test=1, scenes_seed=5
+    )
+    ensure_scenes(params.updated(dataset="camvid"))
+    assert not (tmp_path / "s").exists()
+    ensure_scenes(params)
+    names = sorted(
+        p.relative_to(tmp_path / "s").as_posix() for p in (tmp_path / "s").rglob("*.png") if "annot" not in str(p)
+    )
+    assert names == ["clip/000001.png", "test/000001.png", "train/000001.png", "train/000002.png"]
+    assert (read(tmp_path / "s/train/000002.png") == render_scene(scene_seed("train", 1, 5)).image).all()
 
 
 def test_processes_write_the_same_files(tmp_path):
