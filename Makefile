@@ -2,7 +2,7 @@
 # An environment that is already active (venv, or conda other than base) is used as it is; otherwise .venv is made here.
 
 PYTHON ?= python3
-EXTRAS ?= test,browser,judge
+EXTRAS ?= test,browser,judge,tensorboard,openclip
 RUN ?= runs/demo
 
 CONDA_OWN := $(if $(filter-out base,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX))

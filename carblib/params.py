@@ -57,9 +57,9 @@ CACHE_STRIDE = 8  # pixels per cached feature: crops of cached features start at
 
 # Keys that may change between a stop and its resumption: the trained weights do not depend on them.
 NOT_TRAINING = frozenset(
-    "run val_split test_split scenes_val scenes_test variants ceiling log_every val_every val_images checkpoint_every "
-    "monitor_images infer_window infer_stride infer_scales infer_flip bootstrap device workers interactive "
-    "ablation_variants ablation_paths ablation_maskers ablation_seeds".split()
+    "run val_split test_split scenes_val scenes_test variants ceiling tensorboard log_every val_every val_images "
+    "checkpoint_every monitor_images infer_window infer_stride infer_scales infer_flip bootstrap device workers "
+    "interactive ablation_variants ablation_paths ablation_maskers ablation_seeds".split()
 )
 
 
@@ -146,6 +146,7 @@ class Params(BaseModel):
     val_images: int = Field(20, ge=0, description="val images a validation looks at; 0 = all")
     checkpoint_every: int = Field(65, ge=1, description="iterations between checkpoints")
     monitor_images: int = Field(4, ge=0, description="val images whose region maps are kept")
+    tensorboard: bool = Field(False, description="TensorBoard events beside log.csv; needs the package tensorboard")
     variants: Variants = Field(("plain", "full", "ours"), description="trainings to compare")
     ceiling: bool = Field(True, description="also train on true masks: what the network could reach")
 

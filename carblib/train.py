@@ -11,8 +11,6 @@ state, for resuming), ``final.pt`` (the network) and, written last, ``done.json`
 from __future__ import annotations
 
 import argparse
-import csv
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,12 +33,8 @@ from carblib.network import SegmentationNetwork, build_network
 from carblib.params import VARIANTS, Params, add_arguments, from_arguments
 from carblib.progress import bar_options
 from carblib.readers import open_split
+from carblib.training_log import TrainingLog, check_tensorboard
 from carblib.views import LocalView, local_pseudo_mask, sample_local_view
-
-LOG_COLUMNS = [
-    *("iteration", "loss", "consistent", "noisy", "local_consistent", "local_noisy", "weight", "consistent_share"),
-    *("lr", "seconds", "val_miou", "val_small_miou"),
-]
 
 
 @dataclass
@@ -122,6 +116,7 @@ def start_fabric(params: Params) -> Fabric:
 
 def share(params: Params) -> Shared:
     """Load CLIP, and compute what does not change in training: frozen features, validation pseudo-masks."""
+    check_tensorboard(params.tensorboard)
     fabric = start_fabric(params)
     masker = build_masker(params, fabric.device)
     network = build_network(params, masker.text.mean_per_class)
@@ -234,10 +229,9 @@ def run(training: Training) -> None:
         train_loader(params, split, labels, training.iteration, fabric.global_rank, fabric.world_size),
         use_distributed_sampler=False,
     )
-    log = LogWriter(folder / "log.csv", training.iteration) if main else None
-    start, first, shown = time.time(), training.iteration, {}
+    log, shown = TrainingLog(folder, training.iteration, params.tensorboard) if main else None, {}
     training.network.train()
-    bar = tqdm(total=params.iterations, initial=first, desc=folder.name, disable=not main, **bar_options())
+    bar = tqdm(total=params.iterations, initial=training.iteration, desc=folder.name, disable=not main, **bar_options())
     with bar, held_back() as let_interrupt_through:
         for batch in loader:
             parts = step(training, batch)
@@ -250,7 +244,7 @@ def run(training: Training) -> None:
                 append_rows(folder / "region_weights.csv", weight_rows(training))
                 training.network.train()
             if main and (done % params.log_every == 0 or last or scores):
-                shown |= log.write(training, parts, scores, time.time() - start)
+                shown |= log.write(done, parts, learning_rate(params, done - 1), scores)
                 bar.set_postfix(shown, refresh=False)
             bar.update()
             if main and (done % params.checkpoint_every == 0 or last):
@@ -258,6 +252,7 @@ def run(training: Training) -> None:
             let_interrupt_through()
     fabric.barrier()
     if main:
+        log.close()
         finish(training)
 
 
@@ -270,40 +265,6 @@ def weight_rows(training: Training) -> list[dict]:
         {"iteration": training.iteration, "class": name, "weight": weight if active else None}
         for name, weight in zip(names, weights, strict=True)
     ]
-
-
-class LogWriter:
-    """Appends rows to log.csv; rows after the resumed iteration (written, then lost with a kill) are dropped first."""
-
-    def __init__(self, path: Path, iteration: int):
-        self.path = path
-        rows = []
-        if path.exists() and iteration:
-            with path.open() as file:
-                rows = [row for row in csv.DictReader(file) if int(row["iteration"]) <= iteration]
-        self.seconds_before = float(rows[-1]["seconds"]) if rows else 0.0
-        files.write_csv(path, rows, LOG_COLUMNS)
-
-    def write(self, training: Training, parts: LossParts, scores: dict[str, float], seconds: float) -> dict[str, str]:
-        """Append one row; returns what the progress bar shows of it."""
-        values = {
-            "iteration": training.iteration,
-            "loss": float(parts.total.detach()),
-            "consistent": float(parts.consistent),
-            "noisy": float(parts.noisy),
-            "local_consistent": float(parts.local_consistent),
-            "local_noisy": float(parts.local_noisy),
-            "weight": float(parts.weight),
-            "consistent_share": float(parts.consistent_share),
-            "lr": learning_rate(training.params, training.iteration - 1),
-            "seconds": round(self.seconds_before + seconds, 2),
-        } | scores
-        with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, LOG_COLUMNS).writerow(
-                {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in values.items()}
-            )
-        shown = {"loss": f"{values['loss']:.3f}", "agree": f"{values['consistent_share']:.0%}"}
-        return shown | {"val": f"{scores['val_miou']:.1%}"} if scores else shown
 
 
 def save_checkpoint(training: Training) -> None:

@@ -24,7 +24,7 @@ ORDER = """
     label_maps npy_labels readers labels mask_folders transforms
     clip_models prompts masker_strategies masker views
     network checkpoints loss data infer crf pseudo_masks
-    objects evaluate reliability cache monitor train predict ablations analysis
+    objects evaluate reliability cache monitor training_log train predict ablations analysis
     results style figures_data figures_images figures_scores figures_curves figures_run_training figures_run
     tables figures mask_quality findings report_checks report notebook headless batch
     explore explore_order explore_widgets explore_views explore_panel

@@ -23,6 +23,7 @@ from carblib.params import VARIANTS, Params
 from carblib.pseudo_masks import export_masks
 from carblib.readers import open_split
 from carblib.scenes import write_scenes
+from carblib.training_log import LOG_COLUMNS
 from carblib.transforms import load_sized
 
 SIZE = (64, 128)
@@ -196,7 +197,7 @@ def test_every_variant_trains_and_leaves_its_files(params: Params, path: str) ->
     for variant in VARIANTS:
         folder, own = train.train(params, variant, shared), params.variant(variant)
         log = rows(folder / "log.csv")
-        assert list(log[0]) == train.LOG_COLUMNS and [row["iteration"] for row in log] == ["1", "2", "3", "4"]
+        assert list(log[0]) == LOG_COLUMNS and [row["iteration"] for row in log] == ["1", "2", "3", "4"]
         for row in log:
             number = int(row["iteration"])
             assert all(np.isfinite(float(row[key])) for key in ("loss", "consistent", "noisy", "lr"))
