@@ -11,7 +11,7 @@ state, for resuming), ``final.pt`` (the network) and, written last, ``done.json`
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,6 +80,16 @@ def train(params: Params, variant: str, shared: Shared | None = None, folder: Pa
         print(f"stopped at iteration {training.iteration}; {folder / 'checkpoint.pt'} holds it: start again to go on")
         raise
     return folder
+
+
+def train_variants(params: Params, variants: Sequence[str]) -> list[Path]:
+    """Train variants of a run one after the other; what they share is made once, and not at all if all are finished."""
+    shared, folders = None, []
+    for variant in variants:
+        if shared is None and not is_done(params.run_dir / "train" / variant, params.variant(variant)):
+            shared = share(params)
+        folders.append(train(params, variant, shared))
+    return folders
 
 
 def is_done(folder: Path, params: Params) -> bool:

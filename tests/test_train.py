@@ -225,6 +225,16 @@ def test_every_variant_trains_and_leaves_its_files(params: Params, path: str) ->
     assert len({float(final[key].double().sum()) for final in finals}) == len(VARIANTS)
 
 
+def test_variants_share_what_they_can_and_finished_ones_cost_nothing(params: Params, monkeypatch) -> None:
+    params, made, share = params.updated(iterations=2, warmup=1, val_every=0), [], train.share
+    monkeypatch.setattr(train, "share", lambda own: made.append(own.run) or share(own))
+    train.train_variants(params, ["plain"])
+    folders = train.train_variants(params, ["plain", "glv", "carb"])
+    assert made == [params.run] * 2 and [folder.name for folder in folders] == ["plain", "glv", "carb"]
+    assert train.train_variants(params, ["carb", "plain"]) == [folders[2], folders[0]] and len(made) == 2
+    assert all((folder / "final.pt").is_file() for folder in folders)
+
+
 def test_workers_do_not_change_the_result(params: Params) -> None:
     params = params.updated(iterations=3, val_every=0, crop=(48, 64), patch=(32, 32))
     shared = train.share(params)
