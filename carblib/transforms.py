@@ -2,7 +2,8 @@
 
 The order is the field's: resize by a random ratio, flip, random crop with padding, photometric distortion. The masker
 gets the clean crop (`clip_image`), the network the distorted one (`image`); both are uint8, and normalisation is the
-business of the model that needs it. Padding is black in the image, 255 in the mask and False in `valid`.
+business of the model that needs it. Padding has ImageNet's mean colour (0 once normalised, as in the official
+code), 255 in the mask and False in `valid`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 from carblib.params import CACHE_STRIDE, Params
 
 IGNORE = 255
+PADDING = torch.tensor([124, 116, 104], dtype=torch.uint8)[:, None, None]  # ImageNet's mean colour, rounded
 
 
 def load_sized(image: np.ndarray, size: Sequence[int]) -> Tensor:
@@ -115,15 +117,17 @@ class TrainTransform:
         def place(whole: Tensor, fill: int | bool) -> Tensor:
             return crop_and_pad(whole.flip(-1) if flipped else whole, box, self.crop, fill)
 
-        clean = place(load_sized(image, size), 0)
-        distorted = photometric_distortion(clean, generator) if self.photometric else clean
         valid = place(torch.ones(size, dtype=torch.bool), False)
+        clean = torch.where(valid, place(load_sized(image, size), 0), PADDING)
+        distorted = clean
+        if self.photometric:
+            distorted = torch.where(valid, photometric_distortion(clean, generator), PADDING)
         ids = torch.full(self.crop, IGNORE, dtype=torch.uint8)
         if mask is not None:
             ids = place(torch.from_numpy(resize_mask(mask, size)), IGNORE)
         return {
-            "image": distorted.masked_fill(~valid, 0),
-            "clip_image": clean if self.clip_sees_clean else distorted.masked_fill(~valid, 0),
+            "image": distorted,
+            "clip_image": clean if self.clip_sees_clean else distorted,
             "mask": ids,
             "valid": valid,
             "box": torch.tensor(box),

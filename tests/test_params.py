@@ -60,9 +60,9 @@ def test_official_recipes(name, iterations, warmup, crop, classes):
     assert p.aspp_dilations == (6, 12, 18, 24)
     assert p.freeze_backbone is False and p.cache_features is False
     assert (p.patch_rate, p.patch_offset) == ((2.0, 0.5) if name == "camvid" else (1.0, 1.0))
-    assert (p.image_size, p.resize_ratio) == (
-        ((720, 960), (1.0, 4.0)) if name == "camvid" else ((1024, 2048), (0.5, 2.0))
-    )
+    # The official base size is a box that an image is scaled into with its aspect ratio: 1920 x 1080 for WildDash2.
+    sizes = {"camvid": (720, 960), "cityscapes": (1024, 2048), "wilddash2": (1024, round(1920 * 1024 / 1080))}
+    assert (p.image_size, p.resize_ratio) == (sizes[name], (1.0, 4.0) if name == "camvid" else (0.5, 2.0))
 
 
 def test_text_from_papermill_is_converted(tmp_path):
