@@ -73,7 +73,7 @@ def run_ablations(params: Params) -> list[dict[str, Any]]:
                 if cell.seed is not None and shared is None:
                     shared = prepare(group)
                 measure(cell, group, split, shared)
-            result = files.read_json(evaluation_path(group, cell.name))
+            result = files.read_json(evaluation_path(group, cell.name, split.name))
             scores = {key: result[key] for key in ("miou", "small_miou", "iou", "images", "split")}
             rows.append({"masker": masker, "path": path, "variant": cell.variant, "seed": cell.seed} | scores)
             files.write_json(params.run_dir / "ablations.json", rows)
@@ -92,11 +92,10 @@ def measured_split(params: Params) -> Split:
 
 def is_measured(cell: Cell, group: Params, split: Split) -> bool:
     """Tell whether a cell is finished; CarbError if it was trained with other parameters."""
-    path = evaluation_path(group, cell.name)
+    path = evaluation_path(group, cell.name, split.name)
     if not path.exists() or cell.seed is not None and not is_done(cell_folder(cell, group), cell_params(cell, group)):
         return False
-    result = files.read_json(path)
-    return (result["split"], result["images"]) == (split.name, len(split))
+    return files.read_json(path)["images"] == len(split)
 
 
 def cell_params(cell: Cell, group: Params) -> Params:

@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from carblib import errors, figures, files, report
+from carblib import errors, figures, report
 from carblib.errors import CarbError
 from carblib.headless import NotebookFailed, execute, render_html
 from carblib.notebook import changed_keys, done_path, read_done
 from carblib.params import Params, load_params, project_root, resolve
-from carblib.results import in_order, load_results
+from carblib.results import in_order, load_results, read_evaluations
 from carblib.tables import run_tables, write_table
 
 NOTEBOOKS = ("01_dataset_analysis", "02_pseudo_masks", "03_train", "04_small_object_evaluation")
@@ -140,8 +140,8 @@ def overview(jobs: Sequence[Job]) -> str:
     cells: dict[str, dict[str, str]] = {}
     for job in jobs:
         row = cells.setdefault(job.params.run, {})
-        for path in sorted((job.params.run_dir / "evaluation").glob("*.json")):
-            result = files.read_json(path)
+        measured = read_evaluations(job.params.run_dir, job.params)
+        for result in next(iter(measured.values()), {}).values():
             row[result["variant"]] = f"{_percent(result['miou'])} / {_percent(result['small_miou'])}"
     variants = in_order({name for row in cells.values() for name in row})
     if not variants:

@@ -121,9 +121,9 @@ def _interval(values: np.ndarray) -> np.ndarray:
 # --- splits ------------------------------------------------------------------------------------------------------
 
 
-def evaluation_path(params: Params, variant: str) -> Path:
-    """Return runs/<run>/evaluation/<variant>.json."""
-    return params.run_dir / "evaluation" / f"{variant}.json"
+def evaluation_path(params: Params, variant: str, split_name: str) -> Path:
+    """Return runs/<run>/evaluation/<split>/<variant>.json."""
+    return params.run_dir / "evaluation" / split_name / f"{variant}.json"
 
 
 def evaluate_masks(
@@ -137,7 +137,7 @@ def evaluate_masks(
     """Measure `predict(i)` -> (H, W) uint8 train ids on every image of a split, and write the result as JSON and CSV.
 
     Masks must have the truth's size; with `resize` they are brought to it by nearest neighbour (pseudo-masks exported
-    at the base size). Writes runs/<run>/evaluation/<variant>.json and .csv (per class) and returns what the JSON holds:
+    at the base size). Writes runs/<run>/evaluation/<split>/<variant>.json and .csv (per class) and returns the JSON's:
     IoUs 0–1 with None for nan, 95 % intervals over images, per-image scores, small objects by size bin. Raises
     CarbError naming the image whose mask does not fit.
     """
@@ -156,7 +156,7 @@ def evaluate_masks(
             raise CarbError(f"{variant}, image {split.names[index]}: {error}") from error
         areas.append(truth.shape)
     result = _result(split, params, variant, iteration, np.stack(matrices), objects, tuple(np.mean(areas, 0)))
-    path = evaluation_path(params, variant)
+    path = evaluation_path(params, variant, split.name)
     files.write_csv(path.with_suffix(".csv"), class_rows(result))
     files.write_json(path, result)
     return result
@@ -276,7 +276,7 @@ def main() -> int:
     result = evaluate_folder(chosen.folder, split, params, variant, resize=chosen.resize, label_ids=chosen.label_ids)
     shown = {key: "–" if result[key] is None else f"{100 * result[key]:.1f} %" for key in ("miou", "small_miou")}
     print(f"{variant} on {split.name}, {result['images']} images: mIoU {shown['miou']}, small {shown['small_miou']}")
-    print(evaluation_path(params, variant))
+    print(evaluation_path(params, variant, split.name))
     return 0
 
 

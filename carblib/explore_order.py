@@ -41,9 +41,9 @@ def order(params: Params, split: Split, network: str, by: str = NAME) -> list[in
 
 
 def _scores(params: Params, split: Split, network: str) -> dict[str, dict[str, Any]]:
-    path = evaluation_path(params, network or "pseudo_masks_global")
+    path = evaluation_path(params, network or "pseudo_masks_global", split.name)
     evaluation = read_json(path) if path.is_file() else {}
-    if evaluation.get("split") != split.name or evaluation.get("class_names") != list(split.class_set.names):
+    if evaluation.get("class_names") != list(split.class_set.names):
         return {}
     return {row["name"]: row for row in evaluation["per_image"]}
 

@@ -24,7 +24,6 @@ from carblib.readers import open_split
 from carblib.results import (
     Missing,
     RunResults,
-    comparable,
     in_order,
     prediction_path,
     variant_label,
@@ -111,7 +110,7 @@ def _difficulty(results: RunResults) -> Drawn:
 
 
 def _comparable(results: RunResults) -> dict[str, dict[str, Any]]:
-    chosen = comparable(results)
+    chosen = results.evaluations
     if not chosen:
         raise Missing("no evaluation yet; notebooks 02_pseudo_masks and 04_small_object_evaluation make them")
     return chosen
@@ -175,9 +174,7 @@ def _object_sizes(results: RunResults) -> Drawn:
 def _gain(results: RunResults) -> Drawn:
     chosen, evaluation = _comparable(results), _main(results)
     if "pseudo_masks_global" not in chosen:
-        raise Missing(
-            f"the pseudo-masks were not evaluated on split {evaluation['split']}; notebook 02_pseudo_masks does it"
-        )
+        raise Missing(f"the pseudo-masks were not evaluated on split {evaluation['split']}; notebook 04 does it")
     others = [e for variant, e in chosen.items() if variant not in ("pseudo_masks_global", "ceiling")]
     caption = "IoU gained over CLIP's whole-image pseudo-masks per class, in points, sorted by pixel share; small bold."
     caption += _told(results, chosen)
@@ -188,11 +185,11 @@ def _gain(results: RunResults) -> Drawn:
 
 
 def _pseudo_masks(results: RunResults) -> Drawn:
-    chosen = {variant: e for variant, e in results.evaluations.items() if variant.startswith("pseudo_masks")}
+    measured = results.validation or results.evaluations
+    chosen = {variant: e for variant, e in measured.items() if variant.startswith("pseudo_masks")}
     if not chosen:
         raise Missing("the pseudo-masks were not evaluated; notebook 02_pseudo_masks does it")
     first = next(iter(chosen.values()))
-    chosen = {variant: e for variant, e in chosen.items() if e["split"] == first["split"]}
     caption = (
         "Quality of CLIP's pseudo-masks per class, sorted by pixel share, from the whole image and from zoomed local "
         "views, with 95 % bootstrap intervals over images; small classes bold."
@@ -248,7 +245,7 @@ def _grid(results: RunResults) -> Drawn:
     scores = {
         variant: {row["name"]: row["miou"] for row in results.evaluations[variant]["per_image"]}
         for variant in columns
-        if variant in results.evaluations and results.evaluations[variant]["split"] == evaluation["split"]
+        if variant in results.evaluations
     }
     rows = []
     for rule, name in chosen.items():

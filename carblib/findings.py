@@ -15,7 +15,7 @@ import pandas as pd
 from carblib.classes import ClassSet
 from carblib.figures_curves import class_groups
 from carblib.figures_scores import path_label
-from carblib.results import RunResults, comparable, in_order, variant_label
+from carblib.results import RunResults, in_order, variant_label
 
 Evaluation = Mapping[str, Any]
 # What sentences call a variant; figures and tables have shorter labels.
@@ -194,7 +194,7 @@ def of_evaluation(results: RunResults) -> str:
     main = results.main_variant
     if main is None:
         return "No trained network was measured: there is nothing to conclude."
-    scores, lines = comparable(results), []
+    scores, lines = results.evaluations, []
     best = scores[main]
     for other in ("pseudo_masks_global", "pseudo_masks_local", "plain", "glv", "full", "ceiling"):
         if other in scores and other != main:

@@ -26,7 +26,7 @@ from carblib.figures_run import FIGURES
 from carblib.files import read_json, write_text
 from carblib.params import Params, load_params, project_root
 from carblib.report_checks import find_warnings, training_states
-from carblib.results import RunResults, comparable, load_results, numbers, variant_label
+from carblib.results import RunResults, load_results, numbers, variant_label
 from carblib.style import data_name
 from carblib.tables import ablation_table, run_tables
 
@@ -116,7 +116,7 @@ def _badges(results: RunResults) -> list[str]:
 
 
 def _cards(results: RunResults) -> list[dict[str, str]]:
-    scores = comparable(results)
+    scores = results.evaluations
     main = scores.get(results.main_variant or "")
     if main is None:
         return []
@@ -144,7 +144,7 @@ def _percent(value: float | None) -> str:
 
 
 def _evaluated(results: RunResults) -> dict[str, Any] | None:
-    scores = comparable(results)
+    scores = results.evaluations
     if not scores:
         return None
     first = next(iter(scores.values()))
@@ -281,7 +281,7 @@ def _runs_table(runs: Sequence[RunResults]) -> dict[str, Any]:
     titles = [*texts, "Images", "Seed", *(variant_label(v) for v in shown), "small classes", "Finished"]
     rows = []
     for results in runs:
-        params, scores = results.params, comparable(results)
+        params, scores = results.params, results.evaluations
         main = scores.get(results.main_variant or "", {})
         report = results.folder / "report.html"
         cells = [_cell(results.run, href=f"{results.run}/report.html" if report.is_file() else "")]

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from carblib import __version__
-from carblib.results import RunResults, comparable, variant_label
+from carblib.results import RunResults, variant_label
 from carblib.style import data_name
 
 SWITCHED_OFF = 0.05  # weight λ below which the noisy region has next to no say
@@ -93,10 +93,7 @@ def _of_training(results: RunResults) -> list[str]:
 def _of_scores(results: RunResults) -> list[str]:
     if not results.evaluations:
         return ["Nothing was evaluated yet."]
-    found, scores = [], comparable(results)
-    left_out = [variant_label(variant) for variant in results.evaluations if variant not in scores]
-    if left_out:
-        found.append(f"Measured on another split and therefore not compared: {', '.join(left_out)}.")
+    found, scores = [], results.evaluations
     seeds = {e["seed"] for e in scores.values() if e.get("seed") is not None}
     if len(seeds) > 1:
         found.append(f"The compared results have different seeds: {', '.join(map(str, sorted(seeds)))}.")
@@ -133,7 +130,7 @@ def _of_figures(results: RunResults, folder: Path, names: Sequence[str]) -> list
     there = [folder / f"{name}.png" for name in names if (folder / f"{name}.png").is_file()]
     missing = [name.replace("_", " ") for name in names if not (folder / f"{name}.png").is_file()]
     found = [f"No figure of: {', '.join(missing)} ({command} says what each of them needs)."] if missing else []
-    measured = max((p.stat().st_mtime for p in (results.folder / "evaluation").glob("*.json")), default=0)
+    measured = max((p.stat().st_mtime for p in (results.folder / "evaluation").glob("*/*.json")), default=0)
     drawn = [p for p in there if p.stem in ("iou_per_class", "qualitative_grid", "confusion")]
     if any(path.stat().st_mtime < measured for path in drawn):
         found.append(f"Some figures are older than the results; {command} draws them again.")

@@ -38,7 +38,8 @@ EVALUATION_KEYS = ("variant", "split", "images", "class_names", "small_ids", "co
 class RunResults:
     """The saved results of runs/<run>; what was not made yet is None or an empty dict.
 
-    `evaluations` (by variant), `analysis`, `maskers` and `ablations` are the parsed JSON files; `logs` and
+    `evaluations` (by variant, all on the split that stands for the run; `validation` on the validation split),
+    `analysis`, `maskers` and `ablations` are the parsed JSON files; `logs` and
     `reliability` (by variant) are data frames of train/<variant>/log.csv and reliability.csv, `region_weights` of
     region_weights.csv where a variant has a weight per class. `contrast` holds an
     object-centric dataset's statistics from contrast.json, where the user has put one there.
@@ -47,6 +48,7 @@ class RunResults:
     folder: Path
     params: Params
     evaluations: dict[str, dict[str, Any]]
+    validation: dict[str, dict[str, Any]]
     analysis: dict[str, Any] | None
     maskers: list[dict[str, Any]] | None
     ablations: list[dict[str, Any]] | None
@@ -85,13 +87,21 @@ def in_order(variants: Any) -> list[str]:
     return sorted(variants, key=lambda variant: place.get(variant, (len(known), variant)))
 
 
-def comparable(results: RunResults) -> dict[str, dict[str, Any]]:
-    """Return the evaluations on the main variant's split, by variant: only these may stand in one chart or table."""
-    first = results.main_variant or next(iter(results.evaluations), None)
-    if first is None:
-        return {}
-    split = results.evaluations[first]["split"]
-    return {variant: e for variant, e in results.evaluations.items() if e["split"] == split}
+def read_evaluations(folder: Path, params: Params) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return {split: {variant: evaluation}} of runs/<run>, the split that stands for the run first.
+
+    That is the test split, else the validation split, where a trained network was measured on it; else the one of them
+    that has any evaluation. Only evaluations of one split may stand in one chart or table. Raises CarbError.
+    """
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for path in sorted(folder.glob("evaluation/*/*.json")):
+        found.setdefault(path.parent.name, {})[path.stem] = _evaluation(path, params)
+    places = {name: place for place, name in reversed([*enumerate((params.test_split, params.val_split))])}
+
+    def rank(split: str) -> tuple:
+        return all(v.startswith("pseudo_masks") for v in found[split]), places.get(split, len(places)), split
+
+    return {split: {v: found[split][v] for v in in_order(found[split])} for split in sorted(found, key=rank)}
 
 
 def load_results(folder: str | Path, params: Params | None = None) -> RunResults:
@@ -105,7 +115,7 @@ def load_results(folder: str | Path, params: Params | None = None) -> RunResults
             f"{folder}: no such run folder; run the notebooks first (python -m carblib.batch params/demo.yaml)"
         )
     params = params or run_params(folder)
-    evaluations = {path.stem: _evaluation(path, params) for path in sorted(folder.glob("evaluation/*.json"))}
+    measured = read_evaluations(folder, params)
     logs = {path.parent.name: _frame(path, LOG_COLUMNS) for path in sorted(folder.glob("train/*/log.csv"))}
     reliability = {
         path.parent.name: _frame(path, RELIABILITY_COLUMNS) for path in sorted(folder.glob("train/*/reliability.csv"))
@@ -113,7 +123,8 @@ def load_results(folder: str | Path, params: Params | None = None) -> RunResults
     return RunResults(
         folder=folder.resolve(),
         params=params,
-        evaluations={variant: evaluations[variant] for variant in in_order(evaluations)},
+        evaluations=next(iter(measured.values()), {}),
+        validation=measured.get(params.val_split, {}),
         analysis=_analysis(folder / "analysis.json", params),
         maskers=_rows(folder / "maskers.json", ("masker", "miou", "small_miou", "seconds")),
         ablations=_rows(folder / "ablations.json", ("variant", "path", "masker", "seed", "miou", "small_miou")),

@@ -22,7 +22,7 @@ from carblib.errors import cli
 from carblib.figures_scores import path_label
 from carblib.files import write_text
 from carblib.params import load_params, project_root
-from carblib.results import RunResults, comparable, in_order, load_results, numbers, variant_label
+from carblib.results import RunResults, in_order, load_results, numbers, variant_label
 from carblib.style import data_name
 
 Evaluation = dict[str, Any]
@@ -276,7 +276,7 @@ def _escape(text: str) -> str:
 def run_tables(results: RunResults) -> dict[str, Table]:
     """Return a run's tables by name; those whose results do not exist yet are left out."""
     tables, classes = {}, results.params.class_set
-    evaluations = list(comparable(results).values())
+    evaluations = list(results.evaluations.values())
     if evaluations:
         tables["comparison"] = comparison_table(evaluations, classes)
         tables["per_class"] = comparison_table(evaluations, classes, per_class=True)

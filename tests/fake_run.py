@@ -35,7 +35,7 @@ def make_run(root: Path, **changes: Any) -> Path:
     files.write_text(run / "params.yaml", params.to_yaml())
     truths = write_data(root / "data", rng)
     for variant, score in SCORES.items():
-        files.write_json(run / "evaluation" / f"{variant}.json", evaluation(variant, score, rng))
+        files.write_json(run / "evaluation" / "test" / f"{variant}.json", evaluation(variant, score, rng))
         folder = {"pseudo_masks_global": "pseudo_masks", "pseudo_masks_local": "pseudo_masks_local"}.get(
             variant, f"predictions/{variant}"
         )

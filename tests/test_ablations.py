@@ -88,7 +88,7 @@ def test_finished_cells_are_skipped_and_rows_hold_the_measurements(
     assert keys == [(c.masker, c.path, c.variant, c.seed) for own in grid(params).values() for c in own]
     for row in rows:
         name = row["variant"] if row["seed"] is None else f"{row['variant']}-seed{row['seed']}"
-        saved = files.read_json(tmp_path / f"runs/tiny.value_path.{row['path']}/evaluation/{name}.json")
+        saved = files.read_json(tmp_path / f"runs/tiny.value_path.{row['path']}/evaluation/test/{name}.json")
         assert row["miou"] == saved["miou"] and row["iou"] == saved["iou"] and row["small_miou"] == saved["small_miou"]
         assert (row["split"], row["images"], saved["seed"]) == ("test", 2, row["seed"] or 0)
         assert 0 <= row["miou"] <= 1
@@ -100,7 +100,7 @@ def test_finished_cells_are_skipped_and_rows_hold_the_measurements(
     assert run_ablations(params) == rows and calls == []
 
     group = ablations.group_params(params, "value_path", "dual")
-    evaluation_path(group, "plain-seed0").unlink()
+    evaluation_path(group, "plain-seed0", "test").unlink()
     assert run_ablations(params) == rows
     assert calls == ["share", "dual plain-seed0"], "measured again, not trained again"
     calls.clear()

@@ -145,7 +145,7 @@ def test_a_split_is_measured_and_written(camvid):
         return np.where(mask == 255, 0, mask).astype(np.uint8)
 
     result = evaluate_masks(predict, split, params, "plain", iteration=7)
-    assert result == json.loads(evaluation_path(params, "plain").read_text())
+    assert result == json.loads(evaluation_path(params, "plain", split.name).read_text())
     total = sum(confusion(predict(i), split.mask(i), 11) for i in range(len(split)))
     assert result["confusion"] == total.tolist() and result["images"] == 3 and result["iteration"] == 7
     np.testing.assert_allclose(result["iou"], iou(total))
@@ -157,7 +157,7 @@ def test_a_split_is_measured_and_written(camvid):
     assert names == split.names and all(0 < row["miou"] < 1 for row in result["per_image"])
     objects = sum(row["small_objects"] for row in result["per_image"])
     assert objects == result["objects"]["total"]["count"] > 0
-    rows = list(csv.DictReader(evaluation_path(params, "plain").with_suffix(".csv").open()))
+    rows = list(csv.DictReader(evaluation_path(params, "plain", split.name).with_suffix(".csv").open()))
     assert [row["class"] for row in rows][-2:] == ["miou", "small_miou"] and len(rows) == 13
     assert float(rows[3]["iou"]) == pytest.approx(result["iou"][3]) and rows[2]["small"] == "True"
     assert class_rows(result)[0]["truth_pixels"] == total[0].sum()
@@ -168,7 +168,7 @@ def test_a_mask_of_another_size_is_refused_or_resized(camvid):
     half = [truth[name][::2, ::2] for name in split.names]
     with pytest.raises(CarbError, match=f"image {split.names[0]}: prediction is"):
         evaluate_masks(lambda i: half[i], split, params, "half")
-    assert not evaluation_path(params, "half").exists()
+    assert not evaluation_path(params, "half", split.name).exists()
     result = evaluate_masks(lambda i: half[i], split, params, "half", resize=True)
     pairs = [(np.kron(mask, np.ones((2, 2), np.uint8)), truth[n]) for mask, n in zip(half, split.names, strict=True)]
     assert result["confusion"] == sum(confusion(*pair, 11) for pair in pairs).tolist()

@@ -274,12 +274,13 @@ def test_order_by_results(home: Path) -> None:
     scores = zip(names, (0.5, None, 0.2), (None, 0.1, 0.9), strict=True)
     rows = [{"name": name, "miou": miou, "small_recall": recall} for name, miou, recall in scores]
     evaluation = {"split": "val", "class_names": list(split.class_set.names), "per_image": rows}
-    files.write_json(evaluation_path(params, "full"), evaluation)
+    files.write_json(evaluation_path(params, "full", "val"), evaluation)
     assert sorts(params, split, "full") == [NAME, MIOU, RECALL] and sorts(params, split, "") == [NAME]
     assert order(params, split, "full", MIOU) == [2, 0, 1]
     assert order(params, split, "full", RECALL) == [1, 2, 0]
-    files.write_json(evaluation_path(params, "full"), {**evaluation, "split": "test"})
-    assert sorts(params, split, "full") == [NAME]
+    files.write_json(evaluation_path(params, "full", "test"), evaluation)
+    evaluation_path(params, "full", "val").unlink()
+    assert sorts(params, split, "full") == [NAME], "results of another split order nothing"
     for index, name in enumerate(names):
         mask = np.zeros((8, 8), np.uint8)
         write_mask(pseudo_mask_folder(params, "val"), name, mask, split.class_set)

@@ -27,7 +27,7 @@ from carblib.figures_curves import class_groups, spread_evenly
 from carblib.figures_run import FIGURES
 from carblib.files import read_json, write_json
 from carblib.params import Params
-from carblib.results import Missing, RunResults, comparable, in_order, load_results, variant_label
+from carblib.results import Missing, RunResults, in_order, load_results, variant_label
 
 RNG = np.random.default_rng(1)
 CONTRAST = {"name": "objects", "image_share": [0.1], "classes_per_image": [3, 1], "object_areas": [0.2, 0.3]}
@@ -115,17 +115,23 @@ def test_damaged_results_fail_after_the_others_were_drawn(run: Path, tmp_path: P
     outcomes = figures.draw_all(results, tmp_path / "out", only=["region_maps", "classes_per_image"])
     assert [(o.name, o.damaged) for o in outcomes] == [("classes_per_image", False), ("region_maps", True)]
     assert outcomes[0].path.is_file() and ".npz" in outcomes[1].reason
-    (broken / "evaluation" / "full.json").write_text("{")
+    (broken / "evaluation" / "test" / "full.json").write_text("{")
     with pytest.raises(CarbError, match=r"full\.json"):
         figures.make_all(broken, out=tmp_path / "out")
 
 
 def test_results_of_other_classes_or_splits_are_not_mixed(run: Path, tmp_path: Path) -> None:
     other = shutil.copytree(run, tmp_path / "tiny")
-    write_json(other / "evaluation" / "pseudo_masks_global.json", evaluation("pseudo_masks_global", 0.4, RNG, "val"))
+    (other / "evaluation" / "val").mkdir()
+    (other / "evaluation" / "test" / "pseudo_masks_global.json").unlink()
+    on_val = evaluation("pseudo_masks_global", 0.4, RNG, "val")
+    write_json(other / "evaluation" / "val" / "pseudo_masks_global.json", on_val)
     results = load_results(other)
-    assert "pseudo_masks_global" in results.evaluations and "pseudo_masks_global" not in comparable(results)
-    with pytest.raises(Missing, match="02_pseudo_masks"):
+    assert "pseudo_masks_global" not in results.evaluations
+    assert {e["split"] for e in results.evaluations.values()} == {"test"}
+    assert results.validation == {"pseudo_masks_global": on_val}
+    assert dict(FIGURES)["pseudo_mask_iou"](results)[1].split == "val"
+    with pytest.raises(Missing, match="notebook 04"):
         dict(FIGURES)["gain_over_pseudo_masks"](results)
     with pytest.raises(CarbError, match="other classes"):
         load_results(other, Params(run="tiny", dataset="cityscapes", classes="cityscapes"))
@@ -371,4 +377,4 @@ def test_grid_shows_masks_of_the_chosen_images(results: RunResults) -> None:
 def test_record_of_a_trained_network_names_its_checkpoint(results: RunResults) -> None:
     _, record = dict(FIGURES)["confusion"](results)
     assert record.checkpoint == "train/ours at iteration 100" and record.split == "test" and record.images == 5
-    assert read_json(results.folder / "evaluation" / "ours.json")["images"] == record.images
+    assert read_json(results.folder / "evaluation" / "test" / "ours.json")["images"] == record.images

@@ -146,7 +146,7 @@ def test_tables_of_a_run_are_written_and_name_their_data(tmp_path: Path, capsys:
     for path in (tmp_path / "out").glob("*.[mt]*"):
         assert "rendered scenes" in path.read_text("utf-8")
     assert variant_label("ours") in tables.comparison_markdown(load_results(run))
-    for path in run.glob("evaluation/*.json"):
+    for path in run.glob("evaluation/*/*.json"):
         path.unlink()
     assert "comparison" not in tables.run_tables(load_results(run))
     assert tables.comparison_markdown(load_results(run)) == "Nothing was evaluated yet."
