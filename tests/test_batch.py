@@ -6,7 +6,9 @@ import types
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from fake_run import evaluation
 
 from carblib import batch, files, notebook
 from carblib.errors import CarbError
@@ -156,8 +158,9 @@ def test_interrupt_stops_everything(project: Project, capsys: pytest.CaptureFixt
 
 def test_overview_lists_every_run_and_variant(project: Project) -> None:
     for run, variant, score in (("a", "plain", 0.25), ("a", "full", 0.5), ("b", "full", None)):
-        path = project.root / "runs" / run / "evaluation" / f"{variant}.json"
-        files.write_json(path, {"variant": variant, "miou": score, "small_miou": score})
+        path = project.root / "runs" / run / "evaluation" / "test" / f"{variant}.json"
+        full = evaluation(variant, 0.5, np.random.default_rng(0))
+        files.write_json(path, full | {"miou": score, "small_miou": score})
     jobs = batch.plan([project.root / "params/a.yaml", project.root / "params/b.yaml"], {})
     table = [line.split() for line in batch.overview(jobs).splitlines()[1:]]
     assert table[0] == ["variant", "a", "b"]
