@@ -110,6 +110,8 @@ def cell_folder(cell: Cell, group: Params) -> Path:
 
 def group_params(params: Params, masker: str, path: str) -> Params:
     """The parameters of a masker and path: a run of its own that reads the same image-level labels."""
+    if params.pseudo_masks:
+        raise CarbError("pseudo_masks: the ablations make masks with each of ablation_maskers; leave the key empty")
     changed: dict[str, Any] = dict(zip(("path", "crf"), PATHS[path], strict=True))
     if params.gate != "none":
         ensure_labels(params, open_split(params, params.train_split))

@@ -52,12 +52,13 @@ def load_densecrf() -> ModuleType:
         ) from error
 
 
-def refine(image: np.ndarray, mask: np.ndarray, settings: CrfSettings | None = None) -> np.ndarray:
-    """Refine a mask (H, W) uint8 with the image (H, W, 3) uint8 it belongs to -> (H, W) uint8.
+def refine(image: np.ndarray, mask: np.ndarray, classes: int, settings: CrfSettings | None = None) -> np.ndarray:
+    """Refine a mask (H, W) uint8 of a set of `classes` with the image (H, W, 3) uint8 it belongs to -> (H, W) uint8.
 
     Only classes present in the mask take part (time grows with their number), so none is added. A pixel's unary energy
-    is −log gt_prob for its label and −log((1 − gt_prob)/(n − 1)) for the n − 1 others; ignored pixels (255) have no
-    unary preference and stay ignored. A mask of a single class is returned as it is.
+    is −log gt_prob for its label and −log((1 − gt_prob)/(classes − 1)) for every other, as where all classes take part
+    (the official code); ignored pixels (255) have no unary preference and stay ignored. A mask of a single class is
+    returned as it is.
     """
     if image.shape[:2] != mask.shape:
         raise CarbError(f"crf: the image is {image.shape[:2]}, its mask {mask.shape}; export the masks again")
@@ -68,7 +69,7 @@ def refine(image: np.ndarray, mask: np.ndarray, settings: CrfSettings | None = N
     densecrf = load_densecrf()
     height, width = mask.shape
     field = densecrf.DenseCRF2D(width, height, len(present))
-    field.setUnaryEnergy(unary(mask, present, settings.gt_prob))
+    field.setUnaryEnergy(unary(mask, present, classes, settings.gt_prob))
     field.addPairwiseGaussian(sxy=settings.gaussian_sxy, compat=settings.gaussian_compat)
     field.addPairwiseBilateral(
         sxy=settings.bilateral_sxy,
@@ -81,13 +82,13 @@ def refine(image: np.ndarray, mask: np.ndarray, settings: CrfSettings | None = N
     return np.where(mask == IGNORE, np.uint8(IGNORE), refined)
 
 
-def unary(mask: np.ndarray, present: np.ndarray, gt_prob: float) -> np.ndarray:
-    """Unary energies (n, H·W) float32 of a mask (H, W) over the n ≥ 2 classes `present` (ascending train ids)."""
+def unary(mask: np.ndarray, present: np.ndarray, classes: int, gt_prob: float) -> np.ndarray:
+    """Unary energies (n, H·W) float32 of a mask (H, W) over those n ≥ 2 of the `classes` that are `present`."""
     if not 0 < gt_prob < 1:
         raise CarbError(f"crf: gt_prob is a probability between 0 and 1, not {gt_prob}")
-    count, flat = len(present), mask.ravel()
-    chance = np.where(flat[None] == present[:, None], gt_prob, (1 - gt_prob) / (count - 1))
-    chance[:, flat == IGNORE] = 1 / count
+    flat = mask.ravel()
+    chance = np.where(flat[None] == present[:, None], gt_prob, (1 - gt_prob) / (classes - 1))
+    chance[:, flat == IGNORE] = 1 / classes
     return np.ascontiguousarray(-np.log(chance), dtype=np.float32)
 
 
@@ -99,16 +100,17 @@ def refine_folder(
     processes: int = 1,
     settings: CrfSettings | None = None,
 ) -> Path:
-    """Refine the masks of `source` (`<name>.png`, of size `params.image_size`) that `folder` lacks; returns `folder`.
+    """Refine the masks of `source` (`<name>.png`, each at its own size) that `folder` lacks; returns `folder`.
 
-    Resumable: `folder` remembers these settings and those of `source`. Raises CarbError for a mask that is missing or
-    has another size, for a folder of other settings, and where pydensecrf isn't installed.
+    Resumable: `folder` remembers these settings and those of `source`. Raises CarbError for a mask that is missing, for
+    a folder of other settings, and where pydensecrf isn't installed.
     """
     settings = settings or CrfSettings()
     load_densecrf()  # asked here once, so that its absence is not told by every process
     made = source / "settings.json"
     masks = files.read_json(made) if made.is_file() else {"folder": str(source)}
-    claim(folder, {"crf": asdict(settings), "masks": masks, "split": split.name, "image_size": params.image_size})
+    crf = asdict(settings) | {"classes": len(split.class_set)}
+    claim(folder, {"crf": crf, "masks": masks, "split": split.name})
     todo = missing(folder, split.names)
     if todo:
         in_processes(_refine_share, deal(todo, processes), source, folder, split.name, params, settings)
@@ -120,6 +122,7 @@ def _refine_share(
 ) -> None:
     split = open_split(params, split_name)
     for i in tqdm(share, desc=f"{split_name} crf", unit="image", disable=not show, **bar_options()):
-        image = load_sized(split.image(i), params.image_size).permute(1, 2, 0).numpy()
         mask = read_mask(source, split.names[i], len(split.class_set))
-        write_mask(folder, split.names[i], refine(image, mask, settings), split.class_set)
+        image = load_sized(split.image(i), mask.shape).permute(1, 2, 0).numpy()
+        refined = refine(image, mask, len(split.class_set), settings)
+        write_mask(folder, split.names[i], refined, split.class_set)

@@ -27,13 +27,18 @@ IGNORE = 255
 def pseudo_mask_folder(params: Params, split: str, local: bool = False) -> Path:
     """Return where a split's pseudo-masks lie.
 
-    For the train split `params.pseudo_masks`, if it is given; else runs/<run>/pseudo_masks/<split>, with the suffix
-    _crf after dense-CRF refinement and _local for masks put together from local views.
+    runs/<run>/pseudo_masks/<split>, with the suffix _crf after dense-CRF refinement and _local for masks put together
+    from local views; for the train split `params.pseudo_masks`, if it is given, as long as nothing is to be refined.
     """
-    if params.pseudo_masks and split == params.train_split and not local:
+    if are_given(params, split) and not local and not params.crf:
         return resolve(params.pseudo_masks)
     kind = "pseudo_masks_local" if local else "pseudo_masks_crf" if params.crf else "pseudo_masks"
     return params.run_dir / kind / split
+
+
+def are_given(params: Params, split: str) -> bool:
+    """Tell whether the user names a folder of pseudo-masks of this split, whoever made them."""
+    return bool(params.pseudo_masks) and split == params.train_split
 
 
 def mask_path(folder: Path, name: str) -> Path:

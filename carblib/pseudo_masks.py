@@ -22,7 +22,7 @@ from carblib.crf import refine_folder
 from carblib.errors import CarbError, cli
 from carblib.infer import torch_device
 from carblib.labels import ensure_labels, training_labels
-from carblib.mask_folders import claim, deal, in_processes, missing, pseudo_mask_folder, write_mask
+from carblib.mask_folders import are_given, claim, deal, in_processes, missing, pseudo_mask_folder, write_mask
 from carblib.masker import Masker, build_masker
 from carblib.params import Params, add_arguments, from_arguments
 from carblib.progress import bar_options
@@ -43,24 +43,30 @@ def export_masks(params: Params, split_name: str, processes: int = 1, local: boo
     One index PNG `<name>.png` (H, W) = `params.image_size` per image, `settings.json` beside them. `local`: masks
     put together from local views (`tiled_local_masks`), at the middle of the training's zoom range. With several
     processes each loads CLIP by itself; the masks are the same. With `params.crf` the masks are refined afterwards and
-    the folder of the refined ones is returned. Raises CarbError where the folder holds masks of other settings.
+    the folder of the refined ones is returned. Masks that `params.pseudo_masks` names are not made, only refined if
+    asked for. Raises CarbError where the folder holds masks of other settings.
     """
-    plain = params.updated(crf=False, pseudo_masks="") if params.crf else params
-    split = open_split(params, split_name)
+    plain, split = params.updated(crf=False), open_split(params, split_name)
+    if are_given(params, split_name) and not local:
+        folder = pseudo_mask_folder(plain, split_name)
+        return _refined(folder, params, split, processes) if params.crf else folder
     labels = training_labels(params, split)  # made once, before processes start
     folder = pseudo_mask_folder(plain, split_name, local)
     claim(folder, mask_settings(plain, split, build_masker(params), local))
     todo = missing(folder, split.names)
     if todo:
         in_processes(_export_share, deal(todo, processes), plain, split_name, labels, folder, local)
-    if not params.crf or local:
-        return folder
-    return refine_folder(folder, pseudo_mask_folder(params, split_name), split, params, processes)
+    return _refined(folder, params, split, processes) if params.crf and not local else folder
+
+
+def _refined(folder: Path, params: Params, split: Split, processes: int) -> Path:
+    return refine_folder(folder, pseudo_mask_folder(params, split.name), split, params, processes)
 
 
 def mask_settings(params: Params, split: Split, masker: Masker, local: bool) -> dict[str, Any]:
     """Return what the pseudo-masks of a split depend on, in plain Python types."""
     settings = {key: getattr(params, key) for key in MASK_KEYS}
+    settings |= {"dataset": params.dataset, "root": params.root}
     settings |= {"clip": params.clip, "clip_weights": masker.clip.fingerprint, "split": split.name}
     names, words = split.class_set.names, split.class_set.words
     settings |= {"classes": {name: list(own) for name, own in zip(names, words, strict=True)}}

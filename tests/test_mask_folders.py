@@ -55,6 +55,7 @@ def test_pseudo_masks_lie_where_figures_and_training_look(tmp_path, monkeypatch)
     assert pseudo_mask_folder(run, "val", local=True) == tmp_path / "runs/r/pseudo_masks_local/val"
     assert pseudo_mask_folder(run.updated(crf=True), "train") == tmp_path / "runs/r/pseudo_masks_crf/train"
     own = run.updated(pseudo_masks="mine")
+    assert pseudo_mask_folder(own.updated(crf=True), "train") == tmp_path / "runs/r/pseudo_masks_crf/train"
     assert pseudo_mask_folder(own, "train") == tmp_path / "mine"
     assert pseudo_mask_folder(own, "val") == tmp_path / "runs/r/pseudo_masks/val"
 

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 import trees
 
+from carblib.crf import refine
 from carblib.errors import CarbError
 from carblib.labels import labels_path, write_labels
-from carblib.mask_folders import read_mask
+from carblib.mask_folders import read_mask, write_mask
 from carblib.masker import build_masker
 from carblib.pseudo_masks import export_masks, main, middle_scale, tiled_local_masks
 from carblib.readers import open_split
@@ -119,3 +120,27 @@ def test_the_command_refines_into_another_folder(run, tmp_path, monkeypatch, cap
 
 
 FOLDERS = ("pseudo_masks", "pseudo_masks_crf")
+
+
+def test_masks_of_others_are_never_written_only_refined(run, tmp_path):
+    given = run.updated(pseudo_masks=str(tmp_path / "mine"), path="single")
+    split, folder = open_split(run, "train"), tmp_path / "mine"
+    for seed, name in enumerate(split.names):
+        write_mask(folder, name, np.random.default_rng(seed).choice(np.uint8([1, 4, 8]), (24, 40)), split.class_set)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    assert export_masks(given, "train") == folder
+    assert export_masks(given, "val") == tmp_path / "home/runs/r/pseudo_masks/val"
+    if importlib.util.find_spec("pydensecrf"):
+        refined = export_masks(given.updated(crf=True), "train")
+        assert refined == tmp_path / "home/runs/r/pseudo_masks_crf/train"
+        mask = read_mask(folder, split.names[1], 11)
+        image = load_sized(split.image(1), (24, 40)).permute(1, 2, 0).numpy()
+        assert np.array_equal(read_mask(refined, split.names[1], 11), refine(image, mask, 11))
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_masks_of_another_dataset_are_not_handed_out(run, tmp_path):
+    export_masks(run, "val")
+    trees.write_segnet(tmp_path / "other")
+    with pytest.raises(CarbError, match="other values of gate, labels, root"):
+        export_masks(run.updated(root=str(tmp_path / "other"), gate="none"), "val")
