@@ -23,7 +23,8 @@ from carblib.params import Params, add_arguments, from_arguments
 from carblib.pseudo_masks import export_masks
 from carblib.readers import Split, open_split
 from carblib.scenes import ensure_scenes
-from carblib.train import Shared, is_done, load_trained, share, train
+from carblib.train import Shared, share, train
+from carblib.training_state import is_done, load_trained
 
 PATHS = {  # name -> (path, crf)
     "dual": ("dual", False),

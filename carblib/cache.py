@@ -32,21 +32,23 @@ class FeatureCache:
         size: tuple[int, int],
         device: torch.device,
         mirrored: bool,
+        show: bool = True,
     ):
         network.to(device).eval()
         self.stride = network.stride
-        values = []
-        for i in tqdm(chosen, desc=f"{split.name} features", **bar_options()):
+        bar = tqdm(chosen, desc=f"{split.name} features", disable=not show, **bar_options())
+        for row, i in enumerate(bar):
             image = load_sized(split.image(i), size).to(device)
-            views = [image, image.flip(2)] if mirrored else [image]
-            values.append(network.features(torch.stack(views)).to("cpu", torch.bfloat16))
-        self.values = torch.stack(values)
+            features = network.features(torch.stack([image, image.flip(2)] if mirrored else [image]))
+            if row == 0:
+                self.values = torch.empty(len(chosen), *features.shape, dtype=torch.bfloat16)
+            self.values[row] = features
 
     def crop(self, index: Tensor, flipped: Tensor, box: Tensor, size: tuple[int, int]) -> Tensor:
-        """Return features (B, F, h, w) float32 of crops: index, flipped (B,), top-left box (B, 2), size in pixels."""
+        """Return features (B, F, h, w) bfloat16 of crops: index, flipped (B,), top-left box (B, 2), size in pixels."""
         high, wide = -(-size[0] // self.stride), -(-size[1] // self.stride)
         rows = zip(index.tolist(), flipped.tolist(), (box // self.stride).tolist(), strict=True)
-        return torch.stack([self.values[i, int(f), :, y : y + high, x : x + wide] for i, f, (y, x) in rows]).float()
+        return torch.stack([self.values[i, int(f), :, y : y + high, x : x + wide] for i, f, (y, x) in rows])
 
     def whole(self, row: int) -> Tensor:
         """Return the features (1, F, h, w) float32 of a whole image, not mirrored."""

@@ -22,27 +22,38 @@ from carblib.labels import labels_of
 from carblib.masker import Masker
 from carblib.network import SegmentationNetwork
 from carblib.params import Params
-from carblib.readers import open_split
+from carblib.readers import Split, open_split
 from carblib.reliability import Reliability
 from carblib.transforms import load_sized, resize_mask
 
 
-class Monitor:
-    """Holds the validation images' pseudo-masks and (frozen backbone) features, so that a look costs little."""
+def watched_split(params: Params) -> Split | None:
+    """Return the split that a training is watched on, None for val_every: 0; CarbError where it has no masks."""
+    if not params.val_every:
+        return None
+    split = open_split(params, params.val_split)
+    if not split.has_masks:
+        raise CarbError(f"val_split: '{params.val_split}' has no masks to watch the training with; set val_every: 0")
+    return split
 
-    def __init__(self, params: Params, masker: Masker, network: SegmentationNetwork, device: torch.device):
-        split = open_split(params, params.val_split)
-        if not split.has_masks:
-            raise CarbError(
-                f"val_split: '{params.val_split}' has no masks to watch the training with; set val_every: 0"
-            )
+
+class Monitor:
+    """Holds the validation images' pseudo-masks and (frozen backbone) features, so that a look costs little.
+
+    split: of `watched_split`; `params.val_images` of its images are looked at, evenly spaced. network: holds the frozen
+    backbone, None where it is trained.
+    """
+
+    def __init__(
+        self, params: Params, split: Split, masker: Masker, network: SegmentationNetwork | None, device: torch.device
+    ):
         self.params, self.device, self.split = params, device, split
-        step = max(1, len(split) // params.val_images) if params.val_images else 1
-        self.chosen = list(range(0, len(split), step))
+        count = min(params.val_images or len(split), len(split))
+        self.chosen = [place * len(split) // count for place in range(count)]
         self.truths = [resize_mask(split.mask(i), params.image_size) for i in self.chosen]
         self.labels = [labels_of(truth, len(params.class_set)) for truth in self.truths]
         self.cache = None
-        if params.cache_features:
+        if network is not None:
             self.cache = FeatureCache(network, split, self.chosen, params.image_size, device, mirrored=False)
         self.pseudo_masks = [self._pseudo_mask(masker, row) for row in range(len(self.chosen))]
 

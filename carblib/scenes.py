@@ -51,11 +51,21 @@ def write_scenes(root: str | Path, split: str, count: int, seed: int = 0, size: 
 
 
 def ensure_scenes(params: Params) -> None:
-    """Render what is missing of the three splits of a run on rendered scenes; nothing for any other dataset."""
-    if params.dataset == "scenes":
-        write_scenes(params.data_root, params.train_split, params.scenes_train, params.scenes_seed)
-        write_scenes(params.data_root, params.val_split, params.scenes_val, params.scenes_seed)
-        write_scenes(params.data_root, params.test_split, params.scenes_test, params.scenes_seed)
+    """Render what is missing of the three splits of a run on rendered scenes; nothing for any other dataset.
+
+    Scenes that were rendered at another size before stay as they are, and are completed at that size.
+    """
+    if params.dataset != "scenes":
+        return
+    counts = {
+        params.train_split: params.scenes_train,
+        params.val_split: params.scenes_val,
+        params.test_split: params.scenes_test,
+    }
+    for split, count in counts.items():
+        note = Path(params.data_root) / f"{split}.scenes.json"
+        size = tuple(read_json(note)["size"]) if note.is_file() else (256, 512)
+        write_scenes(params.data_root, split, count, params.scenes_seed, size)
 
 
 def _render_all(jobs: list, processes: int | None) -> Iterator[tuple[str, bytes, bytes]]:

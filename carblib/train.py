@@ -11,6 +11,8 @@ state, for resuming), ``final.pt`` (the network) and, written last, ``done.json`
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,16 +26,19 @@ from carblib import __version__, errors, files
 from carblib.cache import FeatureCache
 from carblib.data import mix_seed, train_loader
 from carblib.errors import CarbError
+from carblib.infer import torch_device
 from carblib.interrupts import held_back
-from carblib.labels import training_labels
+from carblib.labels import ensure_labels, training_labels
 from carblib.loss import LossParts, RegionBalancedLoss, build_loss
 from carblib.masker import Masker, build_masker
-from carblib.monitor import Monitor, append_rows
-from carblib.network import SegmentationNetwork, build_network
+from carblib.monitor import Monitor, append_rows, watched_split
+from carblib.network import build_network, load_weights
 from carblib.params import VARIANTS, Params, add_arguments, from_arguments
 from carblib.progress import bar_options
 from carblib.readers import open_split
+from carblib.scenes import ensure_scenes
 from carblib.training_log import TrainingLog, check_tensorboard
+from carblib.training_state import bare, dependencies, is_done, plain_state, read_checkpoint
 from carblib.views import LocalView, local_pseudo_mask, sample_local_view
 
 
@@ -77,7 +82,8 @@ def train(params: Params, variant: str, shared: Shared | None = None, folder: Pa
         run(training)
     except KeyboardInterrupt:
         save_checkpoint(training)
-        print(f"stopped at iteration {training.iteration}; {folder / 'checkpoint.pt'} holds it: start again to go on")
+        if training.shared.fabric.is_global_zero:
+            print(f"stopped at iteration {training.iteration}; {folder}/checkpoint.pt holds it: start again to go on")
         raise
     return folder
 
@@ -92,31 +98,19 @@ def train_variants(params: Params, variants: Sequence[str]) -> list[Path]:
     return folders
 
 
-def is_done(folder: Path, params: Params) -> bool:
-    """Tell whether the folder holds a finished run of these parameters; CarbError if it holds one of others."""
-    for name in ("done.json", "params.json"):
-        if (folder / name).exists():
-            check_same(files.read_json(folder / name)["params"], params, folder)
-            return name == "done.json"
-    return False
-
-
-def check_same(before: dict, params: Params, folder: Path) -> None:
-    """Raise CarbError naming the training parameters that differ between a folder's run and this one."""
-    now = params.training_dump()
-    changed = sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key))
-    if changed:
-        raise CarbError(
-            f"{folder}: holds a run with other values of {', '.join(changed)}; "
-            f"choose another 'run' name or delete the folder"
-        )
-
-
 def start_fabric(params: Params) -> Fabric:
-    """Start Lightning Fabric on the device the parameters ask for."""
-    if params.device == "cuda" and not torch.cuda.is_available():
-        raise CarbError("device: cuda is asked for but torch sees no CUDA device; use device: auto or cpu")
-    accelerator = "cpu" if params.device == "cpu" or not torch.cuda.is_available() else "cuda"
+    """Start Lightning Fabric on the devices the parameters ask for; CarbError where they are not to be had."""
+    accelerator = torch_device(params).type
+    alone = f"-p devices 1 -p batch_size {params.batch_size * params.devices}"
+    if accelerator == "cuda" and params.devices > torch.cuda.device_count():
+        raise CarbError(
+            f"devices: {params.devices} asked for, torch sees {torch.cuda.device_count()}; for one: {alone}"
+        )
+    if params.devices * params.num_nodes > 1 and "ipykernel" in sys.modules:
+        raise CarbError(
+            f"devices: {params.devices} do not run inside a notebook; run python -m carblib.train with every variant "
+            f"first, then the notebooks, which take finished trainings up; or give one device: {alone}"
+        )
     fabric = Fabric(
         accelerator=accelerator, devices=params.devices, num_nodes=params.num_nodes, precision=params.precision
     )
@@ -127,20 +121,23 @@ def start_fabric(params: Params) -> Fabric:
 def share(params: Params) -> Shared:
     """Load CLIP, and compute what does not change in training: frozen features, validation pseudo-masks."""
     check_tensorboard(params.tensorboard)
+    if params.cache_features and params.backbone_weights == "random":
+        raise CarbError(
+            "cache_features: a random backbone differs each time; set backbone_weights, or cache_features: false"
+        )
+    split = open_split(params, params.train_split)
+    watched = watched_split(params)  # before the processes start: an error must reach all of them
+    if params.gate != "none":
+        ensure_labels(params, split)
     fabric = start_fabric(params)
-    masker = build_masker(params, fabric.device)
-    network = build_network(params, masker.text.mean_per_class)
-    cache = monitor = None
+    main, masker = fabric.is_global_zero, build_masker(params, fabric.device)
+    cache = monitor = backbone = None
     if params.cache_features:
-        if params.backbone_weights == "random":
-            raise CarbError(
-                "cache_features: a random backbone differs each time; set backbone_weights, or cache_features: false"
-            )
-        split = open_split(params, params.train_split)
-        every = range(len(split))
-        cache = FeatureCache(network, split, every, params.image_size, fabric.device, mirrored=params.flip > 0)
-    if params.val_every and fabric.is_global_zero:
-        monitor = Monitor(params, masker, network, fabric.device)
+        backbone = build_network(params, masker.text.mean_per_class)
+        every, mirrored = range(len(split)), params.flip > 0
+        cache = FeatureCache(backbone, split, every, params.image_size, fabric.device, mirrored, show=main)
+    if watched and main:
+        monitor = Monitor(params, watched, masker, backbone, fabric.device)
     return Shared(fabric, masker, cache, monitor)
 
 
@@ -211,7 +208,7 @@ def crop_logits(training: Training, batch: dict[str, Tensor]) -> Tensor:
     if training.shared.cache is None:
         return training.network(batch["image"])
     features = training.shared.cache.crop(batch["index"], batch["flipped"], batch["box"], training.params.crop)
-    return training.network.classify(features.to(training.shared.fabric.device))
+    return training.network.classify(features.to(training.shared.fabric.device).float())
 
 
 def learning_rate(params: Params, iteration: int) -> float:
@@ -282,7 +279,7 @@ def save_checkpoint(training: Training) -> None:
     if not training.shared.fabric.is_global_zero:
         return
     state = {
-        "params": training.params.training_dump(),
+        "params": dependencies(training.params),
         "iteration": training.iteration,
         "network": plain_state(training.network),
         "optimizer": training.optimizer.state_dict(),
@@ -290,7 +287,7 @@ def save_checkpoint(training: Training) -> None:
         "generator": torch.get_rng_state(),
         "cuda_generators": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
-    files.write_json(training.folder / "params.json", {"params": training.params.training_dump()})
+    files.write_json(training.folder / "params.json", {"params": dependencies(training.params)})
     files.save_torch(training.folder / "checkpoint.pt", state)
 
 
@@ -299,18 +296,16 @@ def resume(training: Training) -> None:
     path = training.folder / "checkpoint.pt"
     if not path.exists():
         return
-    state = files.load_torch(path)
-    if not isinstance(state, dict) or not {"params", "iteration", "network", "optimizer", "loss"} <= state.keys():
-        raise CarbError(f"{path}: is no checkpoint of a training; delete it to start anew")
-    check_same(state["params"], training.params, training.folder)
-    bare(training.network).load_state_dict(state["network"])
+    state = read_checkpoint(path, training.params)
+    load_weights(bare(training.network), state["network"], str(path))
     training.optimizer.load_state_dict(state["optimizer"])
     training.loss.load_state_dict(state["loss"])
     training.iteration = state["iteration"]
     torch.set_rng_state(state["generator"])
     if state["cuda_generators"] and torch.cuda.device_count() == len(state["cuda_generators"]):
         torch.cuda.set_rng_state_all(state["cuda_generators"])
-    print(f"{path}: resuming at iteration {training.iteration}")
+    if training.shared.fabric.is_global_zero:
+        print(f"{path}: resuming at iteration {training.iteration}")
 
 
 def finish(training: Training) -> None:
@@ -326,40 +321,21 @@ def finish(training: Training) -> None:
     )
     files.write_json(
         folder / "done.json",
-        {"params": params.training_dump(), "iteration": training.iteration, "version": __version__},
+        {"params": dependencies(params), "iteration": training.iteration, "version": __version__},
     )
 
 
-def bare(network: nn.Module) -> SegmentationNetwork:
-    """The network itself, out of Fabric's and torch.compile's wrappers."""
-    module = getattr(network, "module", network)
-    return getattr(module, "_orig_mod", module)
-
-
-def plain_state(network: nn.Module) -> dict[str, Tensor]:
-    """The network's state dict on the CPU, free of wrappers' prefixes."""
-    return {name: value.detach().cpu() for name, value in bare(network).state_dict().items()}
-
-
-def load_trained(path: Path) -> tuple[SegmentationNetwork, Params]:
-    """Return (network in evaluation mode on the CPU, its parameters) from a ``final.pt`` or ``checkpoint.pt``."""
-    state = files.load_torch(path)
-    if not isinstance(state, dict) or not {"params", "network"} <= state.keys():
-        raise CarbError(f"{path}: is no checkpoint of carblib; official ones are read by python -m carblib.checkpoints")
-    params = Params.model_validate(state["params"])
-    network = build_network(params.updated(backbone_weights="random"), state["network"]["text"])
-    network.load_state_dict(state["network"])
-    return network.eval(), params
-
-
 def main() -> None:
-    """Command line: train one variant of a run, on as many devices as the parameters say."""
+    """Command line: train variants of a run, on as many devices as the parameters say."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_arguments(parser)
-    parser.add_argument("--variant", default="full", choices=list(VARIANTS))
+    parser.add_argument("--variant", nargs="+", default=["full"], choices=list(VARIANTS), help="one or several")
     args = parser.parse_args()
-    folder = train(from_arguments(args), args.variant)
-    print(f"trained network and logs: {folder}")
+    params = from_arguments(args)
+    ensure_scenes(params)
+    folders = train_variants(params, args.variant)
+    if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) == 0:
+        print(f"trained networks and logs: {', '.join(map(str, folders))}")
 
 
 if __name__ == "__main__":

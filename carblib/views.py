@@ -119,4 +119,7 @@ def local_pseudo_mask(
     clip_images: (B, 3, H, W) uint8, the clean pixels of the global view; labels: (B, C) bool image-level labels.
     Returns the pseudo-mask (B, h, w) uint8 at the patches' own size, as `masker(images, labels, size)` makes it.
     """
-    return masker(zoom(crop_view(clip_images, view), view.scale, view.official), labels, view.size)
+    patches = crop_view(clip_images, view)
+    if view.official:
+        patches = patches.float()  # the official code enlarges normalised floats, and so rounds nothing
+    return masker(zoom(patches, view.scale, view.official), labels, view.size)

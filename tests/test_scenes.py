@@ -225,6 +225,9 @@ def test_a_run_gets_its_three_splits_and_other_datasets_none(tmp_path):
         p.relative_to(tmp_path / "s").as_posix() for p in (tmp_path / "s").rglob("*.png") if "annot" not in str(p)
     )
     assert names == ["clip/000001.png", "test/000001.png", "train/000001.png", "train/000002.png"]
+    write_scenes(tmp_path / "small", "train", 1, size=SMALL)
+    ensure_scenes(Params(root=str(tmp_path / "small"), scenes_train=2, scenes_val=1, scenes_test=1))
+    assert read(tmp_path / "small/train/000002.png").shape[:2] == SMALL
     assert (read(tmp_path / "s/train/000002.png") == render_scene(scene_seed("train", 1, 5)).image).all()
 
 

@@ -24,9 +24,10 @@ ORDER = """
     label_maps npy_labels readers labels mask_folders transforms
     clip_models prompts masker_strategies masker views
     network checkpoints loss data infer crf pseudo_masks
-    objects evaluate reliability cache monitor training_log train predict ablations analysis
-    results style figures_data figures_images figures_scores figures_curves figures_run_training figures_run
-    tables figures mask_quality findings report_checks report notebook headless batch
+    objects evaluate reliability cache monitor training_log training_state train predict ablations analysis
+    results style figures_data figures_images figures_scores figures_ablations figures_curves
+    figures_run_data figures_run_scores figures_run_images figures_run_training figures_run
+    tables_form tables figures mask_quality findings report_checks report notebook headless batch
     explore explore_order explore_widgets explore_views explore_panel
     pretrain_clip pretrain_backbone
 """.split()

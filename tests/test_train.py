@@ -24,6 +24,7 @@ from carblib.pseudo_masks import export_masks
 from carblib.readers import open_split
 from carblib.scenes import write_scenes
 from carblib.training_log import LOG_COLUMNS
+from carblib.training_state import bare, is_done, load_trained
 from carblib.transforms import load_sized
 
 SIZE = (64, 128)
@@ -67,6 +68,7 @@ def params(scenes: Path, random_clip_file: Path, tmp_path: Path, monkeypatch: py
         run="tiny", root=str(scenes), clip=str(random_clip_file), image_size=SIZE, crop=SIZE, patch=(32, 32),
         input_scale=1, aspp_dilations=(1, 2), path="dual", lr=0.05, warmup=2, iterations=8, batch_size=2, log_every=1,
         val_every=4, val_images=0, checkpoint_every=4, monitor_images=1, device="cpu",
+        scenes_train=6, scenes_val=2, scenes_test=1,
     )  # fmt: skip
 
 
@@ -250,15 +252,15 @@ def test_trained_network_is_loaded_with_equal_logits(params: Params) -> None:
     params = params.updated(iterations=3, val_every=0)
     training = train.build(params.variant("full"), train.share(params), params.run_dir / "train" / "full")
     train.run(training)
-    network, loaded = train.load_trained(training.folder / "final.pt")
+    network, loaded = load_trained(training.folder / "final.pt")
     assert loaded == params.variant("full") and not network.training
     image = load_sized(open_split(params, "val").image(0), SIZE)[None]
     with torch.inference_mode():
-        expected = train.bare(training.network).eval()(image)
+        expected = bare(training.network).eval()(image)
         assert torch.equal(network(image), expected)
         assert expected.shape == (1, len(params.class_set), 8, 16) and expected.std() > 0
     train.save_checkpoint(training)
-    assert torch.equal(train.load_trained(training.folder / "checkpoint.pt")[0](image), expected)
+    assert torch.equal(load_trained(training.folder / "checkpoint.pt")[0](image), expected)
 
 
 def test_learning_rate_is_the_polynomial_decay_of_the_method() -> None:
@@ -277,7 +279,7 @@ def test_cached_features_are_those_of_the_image_and_its_mirror(params: Params) -
     with torch.inference_mode():
         expected = network.features(torch.stack([image, image.flip(2)])).to(torch.bfloat16).float()
     index, flipped = torch.tensor([3, 3]), torch.tensor([False, True])
-    whole = shared.cache.crop(index, flipped, torch.zeros(2, 2, dtype=torch.long), SIZE)
+    whole = shared.cache.crop(index, flipped, torch.zeros(2, 2, dtype=torch.long), SIZE).float()
     assert torch.allclose(whole, expected, rtol=0.02, atol=0.02)
     part = shared.cache.crop(index, flipped, torch.tensor([[16, 8], [0, 64]]), (40, 64))
     assert torch.equal(part[0], whole[0, :, 2:7, 1:9]) and torch.equal(part[1], whole[1, :, 0:5, 8:16])
@@ -313,7 +315,67 @@ def test_damaged_checkpoint_is_named(params: Params) -> None:
         train.train(params, "full", shared)
     one_line(error)
     with pytest.raises(CarbError, match=r"checkpoint\.pt: is no checkpoint of carblib"):
-        train.load_trained(folder / "checkpoint.pt")
+        load_trained(folder / "checkpoint.pt")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda state: state["network"]["head.aspp_modules.0.conv.weight"].fill_(np.nan), "not finite"),
+        (lambda state: state["network"].pop("head.aspp_modules.0.conv.weight"), "it lacks head.aspp_modules.0.conv"),
+        (lambda state: state["network"].pop("text"), "text embeddings"),
+        (lambda state: state["network"].update(text=torch.zeros(3)), "text embeddings"),
+        (lambda state: state.update(network=[1]), "text embeddings"),
+        (lambda state: state["params"].update(lr="fast"), "'lr' cannot be 'fast'"),
+        (lambda state: state["params"].update(lrr=1), "'lrr' is no parameter"),
+    ],
+)
+def test_damaged_weights_are_refused_in_one_line(params: Params, damage, message: str) -> None:
+    params = params.updated(iterations=1, warmup=0, val_every=0)
+    path = train.train(params, "plain") / "final.pt"
+    load_trained(path)
+    state = files.load_torch(path)
+    damage(state)
+    files.save_torch(path, state)
+    with pytest.raises(CarbError, match=message) as error:
+        load_trained(path)
+    assert str(path) in one_line(error)
+
+
+def test_a_training_knows_the_labels_and_masks_it_was_taught(params: Params) -> None:
+    params = params.updated(iterations=2, warmup=1, val_every=0, checkpoint_every=1, path="single")
+    export_masks(params, "train")
+    folder = train.train(params, "plain")
+    labels = ensure_labels(params, open_split(params, "train"))
+    before = labels.read_text()
+    labels.write_text(before.replace("\n000001,1", "\n000001,0").replace("\n000002,1", "\n000002,0"))
+    assert labels.read_text() != before
+    with pytest.raises(CarbError, match="other values of the image-level labels;"):
+        train.train(params, "plain")
+    (folder / "done.json").unlink()
+    (folder / "params.json").unlink()
+    with pytest.raises(CarbError, match="other values of the image-level labels;"):
+        train.train(params, "plain")
+    plain = params.variant("plain")
+    labels.unlink()
+    assert not is_done(folder, plain), "results copied without labels are not refused"
+    labels.write_text(before)
+    train.train(params, "plain")
+    assert is_done(folder, plain)
+    (folder / "final.pt").unlink()
+    assert not is_done(folder, plain)
+
+
+def test_more_devices_than_there_are_or_in_a_notebook(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ipykernel", os)
+    with pytest.raises(CarbError, match="do not run inside a notebook; .*-p devices 1 -p batch_size 4") as error:
+        train.share(params.updated(devices=2, batch_size=2))
+    one_line(error)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(CarbError, match="devices: 2 asked for, torch sees 1") as error:
+        train.share(params.updated(devices=2, batch_size=2, device="cuda"))
+    one_line(error)
 
 
 def test_parameters_that_cannot_be_watched_or_cached(params: Params, tmp_path: Path, scenes: Path) -> None:
@@ -339,7 +401,8 @@ def spy(training):
     print(f"rank {rank} of {training.shared.fabric.world_size}:", history.flatten().tolist(), flush=True)
 
 train.run = spy
-train.main()
+if __name__ == "__main__":
+    train.main()
 """
     files.write_text(tmp_path / "two.py", script)
     files.write_text(tmp_path / "tiny.yaml", params.updated(iterations=4, batch_size=1).to_yaml())
