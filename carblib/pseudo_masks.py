@@ -27,7 +27,7 @@ from carblib.masker import Masker, build_masker
 from carblib.params import Params, add_arguments, from_arguments
 from carblib.progress import bar_options
 from carblib.readers import Split, open_split
-from carblib.transforms import load_sized
+from carblib.transforms import load_sized, note_stretching
 from carblib.views import LocalView, local_pseudo_mask
 
 BATCH = 4  # images, and tiles of local views, that CLIP sees at once
@@ -55,6 +55,7 @@ def export_masks(params: Params, split_name: str, processes: int = 1, local: boo
     claim(folder, mask_settings(plain, split, build_masker(params), local))
     todo = missing(folder, split.names)
     if todo:
+        note_stretching(split.image(todo[0]), params.image_size)
         in_processes(_export_share, deal(todo, processes), plain, split_name, labels, folder, local)
     return _refined(folder, params, split, processes) if params.crf and not local else folder
 

@@ -39,6 +39,7 @@ from carblib.readers import open_split
 from carblib.scenes import ensure_scenes
 from carblib.training_log import TrainingLog, check_tensorboard
 from carblib.training_state import bare, dependencies, is_done, plain_state, read_checkpoint
+from carblib.transforms import note_stretching
 from carblib.views import LocalView, local_pseudo_mask, sample_local_view
 
 
@@ -232,6 +233,8 @@ def run(training: Training) -> None:
     main = fabric.is_global_zero
     split = open_split(params, params.train_split)
     labels = training_labels(params, split)
+    if main:
+        note_stretching(split.image(0), params.image_size)
     loader = fabric.setup_dataloaders(
         train_loader(params, split, labels, training.iteration, fabric.global_rank, fabric.world_size),
         use_distributed_sampler=False,

@@ -31,6 +31,18 @@ def resize_mask(mask: np.ndarray, size: Sequence[int]) -> np.ndarray:
     return _resize_mask(torch.from_numpy(np.ascontiguousarray(mask)), size).numpy()
 
 
+def note_stretching(image: np.ndarray, size: Sequence[int]) -> None:
+    """Print a line where an image (H, W, 3) would be stretched by more than 5 % on its way to `size` (h, w)."""
+    height, width = image.shape[:2]
+    factor = (size[1] / size[0]) / (width / height)
+    if not 0.95 <= factor <= 1.05:
+        fitting = [size[0], max(1, round(size[0] * width / height))]
+        print(
+            f"note: images of {height} x {width} become {abs(factor - 1):.0%} {'wider' if factor > 1 else 'narrower'} "
+            f"than they are at image_size {list(size)}; {fitting} would keep their shape"
+        )
+
+
 def _resize_image(image: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(image.shape[-2:]) == tuple(size):
         return image.contiguous()

@@ -13,6 +13,7 @@ from carblib.transforms import (
     TrainTransform,
     crop_and_pad,
     load_sized,
+    note_stretching,
     photometric_distortion,
     random_box,
     resize_mask,
@@ -143,6 +144,21 @@ def test_flip_probability(flip, expected):
     image, mask = picture(40, 60)
     transform = TrainTransform(params(flip=flip))
     assert sum(bool(transform(image, mask, generator(seed))["flipped"]) for seed in range(50)) == expected
+
+
+@pytest.mark.parametrize(
+    ("image", "size", "words"),
+    [
+        ((1080, 1920), (512, 1024), "12% wider than they are at image_size [512, 1024]; [512, 910] would keep"),
+        ((1920, 1080), (512, 1024), "256% wider"),
+        ((512, 1024), (512, 900), "12% narrower"),
+        ((1024, 2048), (512, 1000), ""),
+    ],
+)
+def test_stretched_images_are_told_of(image, size, words, capsys):
+    note_stretching(np.zeros((*image, 3), np.uint8), size)
+    said = capsys.readouterr().out
+    assert words in said and said.count("\n") == (1 if words else 0)
 
 
 def test_crop_and_pad():
