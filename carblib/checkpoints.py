@@ -22,7 +22,7 @@ from carblib.classes import ClassSet
 from carblib.errors import CarbError, cli
 from carblib.files import load_torch, save_torch
 from carblib.network import KeyReport, SegmentationNetwork, build_network, compare_keys, load_weights
-from carblib.params import Params, load_params
+from carblib.params import Params, add_arguments, from_arguments
 
 # Their name for a part of the network, and ours.
 PREFIXES = (
@@ -101,8 +101,25 @@ def load_official(network: SegmentationNetwork, checkpoint: OfficialCheckpoint) 
 
 
 def report_official(network: nn.Module, checkpoint: OfficialCheckpoint) -> KeyReport:
-    """Report, in official names, what loading would use, leave unused and miss; loads nothing."""
-    return _official_names(compare_keys(network, [from_official(key) for key in checkpoint.weights]))
+    """Report, in official names, what loading would use, leave unused and miss; loads nothing.
+
+    A key of another shape than the network's (`misfits`) is unused, and its place misses one.
+    """
+    unfit = [from_official(key) for key in misfits(network, checkpoint)]
+    report = compare_keys(network, [from_official(key) for key in checkpoint.weights])
+    used = tuple(key for key in report.used if key not in unfit)
+    return _official_names(KeyReport(used, (*report.unused, *unfit), (*report.missing, *unfit)))
+
+
+def misfits(network: nn.Module, checkpoint: OfficialCheckpoint) -> dict[str, str]:
+    """Return the official keys whose value does not fit into its place of the network, and what is wrong with each."""
+    own, wrong = network.state_dict(), {}
+    for key, value in checkpoint.weights.items():
+        place = own.get(from_official(key))
+        if place is not None and getattr(value, "shape", None) != place.shape:
+            found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            wrong[key] = f"{found}, expected {tuple(place.shape)}"
+    return wrong
 
 
 def _official_names(report: KeyReport) -> KeyReport:
@@ -161,7 +178,7 @@ def main() -> int:
     for name, about in (("report", "list every key"), ("import", "official checkpoint -> final.pt")):
         command = commands.add_parser(name, help=about)
         command.add_argument("file", type=Path, help="official .pth file")
-        command.add_argument("params_file", help="YAML of the run, such as params/cityscapes.yaml")
+        add_arguments(command)
     commands.choices["import"].add_argument("--output", type=Path, help="default: runs/<run>/train/official/final.pt")
     command = commands.add_parser("export", help="final.pt -> official form")
     command.add_argument("file", type=Path, help="final.pt or checkpoint.pt")
@@ -171,16 +188,23 @@ def main() -> int:
         export_file(arguments.file, arguments.output)
         print(f"{arguments.output}: written")
         return 0
-    params = load_params(arguments.params_file)
+    params = from_arguments(arguments)
     if arguments.command == "import":
         output = arguments.output or params.run_dir / "train" / "official" / "final.pt"
         _print_keys(import_file(arguments.file, params, output))
         print(f"{output}: written")
         return 0
     checkpoint = read_official(arguments.file)
-    report = report_official(empty_network(checkpoint, params), checkpoint)
+    network = empty_network(checkpoint, params)
+    report, wrong = report_official(network, checkpoint), misfits(network, checkpoint)
     _print_keys(report)
-    return 1 if report.missing else 0
+    for key, what in wrong.items():
+        print(f"{key} has shape {what}")
+    # What `import` would refuse: a key that has no place, and is none of CLIP's, as well.
+    stray = [key for key in report.unused if key not in wrong and not key.startswith(SPARE)]
+    for key in stray:
+        print(f"{key} has no place in the network")
+    return 1 if report.missing or stray else 0
 
 
 if __name__ == "__main__":

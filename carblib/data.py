@@ -54,6 +54,8 @@ class TrainDataset(Dataset):
     A sample is the transform's, with index (), name and labels (C,) bool. Its mask is the true mask with `supervision:
     masks`, the pseudo-mask on disk on the single path, and 255 everywhere on the dual path. With `supervision: clip` no
     true mask is ever opened. Raises CarbError for pseudo-masks that are missing.
+
+    A pseudo-mask has the base size (`image_size`) or its image's own.
     """
 
     def __init__(self, params: Params, split: Split, labels: np.ndarray):
@@ -92,6 +94,18 @@ class TrainDataset(Dataset):
         sample = self.transform(image, mask, torch.Generator().manual_seed(seed))
         return {**sample, "index": index, "name": self.split.names[index], "labels": self.labels[index]}
 
+    def _pseudo_mask(self, index: int, own_size: tuple[int, int]) -> np.ndarray:
+        # Of the base size, as we write them, or of the image's own: another shape is a mask of another image.
+        name = self.split.names[index]
+        mask = read_mask(self.folder, name, len(self.split.class_set))
+        if mask.shape not in (self.size, own_size):
+            (height, width), (own_height, own_width) = mask.shape, own_size
+            raise CarbError(
+                f"{mask_path(self.folder, name)}: mask of {height}×{width} (H×W) for an image of "
+                f"{own_height}×{own_width}; make it anew, of that size or of `image_size` {self.size[0]}×{self.size[1]}"
+            )
+        return mask
+
     def _read(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
         if index in self.kept:
             return self.kept[index]
@@ -99,7 +113,7 @@ class TrainDataset(Dataset):
         if self.true_masks:
             mask = self.split.mask(index)
         elif self.folder is not None:
-            mask = read_mask(self.folder, self.split.names[index], len(self.split.class_set))
+            mask = self._pseudo_mask(index, image.shape[:2])
         if self.keeps:
             image = load_sized(image, self.size).permute(1, 2, 0).contiguous().numpy()
             mask = None if mask is None else resize_mask(mask, self.size)

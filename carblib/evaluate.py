@@ -22,7 +22,7 @@ from carblib.errors import CarbError, cli
 from carblib.label_maps import cityscapes_label_ids, decode_index
 from carblib.mask_folders import mask_path, read_mask
 from carblib.objects import Objects, join, match_objects, object_table
-from carblib.params import Params, add_arguments, from_arguments
+from carblib.params import Params, add_arguments, from_arguments, project_root
 from carblib.progress import bar_options
 from carblib.readers import Split, open_split
 from carblib.transforms import resize_mask
@@ -133,11 +133,13 @@ def evaluate_masks(
     variant: str,
     iteration: int | None = None,
     resize: bool = False,
+    folder: str | None = None,
 ) -> dict[str, Any]:
     """Measure `predict(i)` -> (H, W) uint8 train ids on every image of a split, and write the result as JSON and CSV.
 
     Masks must have the truth's size; with `resize` they are brought to it by nearest neighbour (pseudo-masks exported
-    at the base size). Writes runs/<run>/evaluation/<split>/<variant>.json and .csv (per class) and returns the JSON's:
+    at the base size). `folder`, where the masks lie if they do, is noted in the result. Writes
+    runs/<run>/evaluation/<split>/<variant>.json and .csv (per class) and returns the JSON's:
     IoUs 0–1 with None for nan, 95 % intervals over images, per-image scores, small objects by size bin. Raises
     CarbError naming the image whose mask does not fit.
     """
@@ -156,6 +158,7 @@ def evaluate_masks(
             raise CarbError(f"{variant}, image {split.names[index]}: {error}") from error
         areas.append(truth.shape)
     result = _result(split, params, variant, iteration, np.stack(matrices), objects, tuple(np.mean(areas, 0)))
+    result["folder"] = folder
     path = evaluation_path(params, variant, split.name)
     files.write_csv(path.with_suffix(".csv"), class_rows(result))
     files.write_json(path, result)
@@ -189,7 +192,13 @@ def evaluate_folder(
             return decode_index(paths[index], cityscapes_label_ids())
         return read_mask(folder, split.names[index], len(split.class_set))
 
-    return evaluate_masks(predict, split, params, variant, iteration, resize)
+    return evaluate_masks(predict, split, params, variant, iteration, resize, _noted(folder))
+
+
+def _noted(folder: Path) -> str:
+    # Relative to the project where it lies in it, so that a project that moved knows its folders again.
+    folder, root = folder.resolve(), project_root().resolve()
+    return folder.relative_to(root).as_posix() if folder.is_relative_to(root) else str(folder)
 
 
 def _prediction(folder: Path, name: str) -> Path:
@@ -260,19 +269,38 @@ def _row(name: str, value: float | None, interval: Sequence[float | None]) -> di
     return {"class": name, "iou": value, "low": interval[0], "high": interval[1]}
 
 
+def default_variant(folder: Path, params: Params, split_name: str) -> str:
+    """Return the name of a folder's evaluation: <variant> of the run's own predictions/<variant>/<split>, else its own.
+
+    Raises CarbError where that name is taken by the evaluation of something else.
+    """
+    folder = folder.resolve()
+    own = folder.parent.parent == (params.run_dir / "predictions").resolve()
+    variant = folder.parent.name if own else folder.name
+    path = evaluation_path(params, variant, split_name)
+    if path.is_file():
+        before = files.read_json(path).get("folder")
+        if before != _noted(folder) and not (own and before is None):
+            raise CarbError(
+                f"{path}: is the evaluation of {before or 'a network of this run'}, not of {folder}; "
+                "name this one with --variant"
+            )
+    return variant
+
+
 def main() -> int:
     """Measure a folder of predictions against a split's masks."""
     parser = argparse.ArgumentParser(prog="python -m carblib.evaluate", description=main.__doc__)
     add_arguments(parser)
     parser.add_argument("--folder", required=True, help="predictions: <name>.png of train ids per image")
     parser.add_argument("--split", default=None, help="default: the parameters' test split")
-    parser.add_argument("--variant", default=None, help="name of the result; default: the folder's name")
+    parser.add_argument("--variant", default=None, help="name of the result; default: the training's or folder's")
     parser.add_argument("--resize", action="store_true", help="bring predictions of another size to the truth's")
     parser.add_argument("--label-ids", action="store_true", help="a Cityscapes submission: labelIds in <name>*.png")
     chosen = parser.parse_args()
     params = from_arguments(chosen)
     split = open_split(params, chosen.split or params.test_split)
-    variant = chosen.variant or Path(chosen.folder).resolve().name
+    variant = chosen.variant or default_variant(Path(chosen.folder), params, split.name)
     result = evaluate_folder(chosen.folder, split, params, variant, resize=chosen.resize, label_ids=chosen.label_ids)
     shown = {key: "–" if result[key] is None else f"{100 * result[key]:.1f} %" for key in ("miou", "small_miou")}
     print(f"{variant} on {split.name}, {result['images']} images: mIoU {shown['miou']}, small {shown['small_miou']}")

@@ -151,24 +151,26 @@ def wilddash_indices(class_set: ClassSet) -> dict[int, int]:
 def panoptic_segments(content: Mapping[str, Any], class_set: ClassSet) -> dict[str, tuple[np.ndarray, bytes]]:
     """Return each PNG's segment ids (uint32) and their train ids from the content of WildDash2's `panoptic.json`.
 
-    Categories are read from the file by name, as packages number them differently. Raises CarbError for an unknown one.
+    Categories are read from the file by name, as packages number them differently. Raises CarbError where a segment is
+    of an unknown one; categories that no segment is of do no harm.
     """
-    train_ids = {}
-    for category in content["categories"]:
-        train_id = wilddash_class(category["name"], class_set)
-        if train_id is None:
-            hint = nearest(category["name"], WILDDASH2.names) or "not WildDash2's"
-            raise CarbError(f"unknown category '{category['name']}' ({hint})")
-        train_ids[category["id"]] = train_id
+    categories = {category["id"]: category["name"] for category in content["categories"]}
+    train_ids = {number: wilddash_class(name, class_set) for number, name in categories.items()}
     segments = {}
     for annotation in content["annotations"]:
-        ids = np.array([segment["id"] for segment in annotation["segments_info"]], np.uint32)
+        file, infos = annotation["file_name"], annotation["segments_info"]
+        ids = np.array([segment["id"] for segment in infos], np.uint32)
         if (ids >> 24).any():
             raise ValueError(f"segment id {ids.max()} does not fit in a colour")
-        segments[annotation["file_name"]] = (
-            ids,
-            bytes(train_ids[segment["category_id"]] for segment in annotation["segments_info"]),
-        )
+        numbers = [segment["category_id"] for segment in infos]
+        unknown = [categories[number] for number in numbers if train_ids[number] is None]
+        if unknown:
+            hint = nearest(unknown[0], WILDDASH2.names) or "it is not WildDash2's"
+            raise CarbError(
+                f"{file} has a segment of the unknown category '{unknown[0]}' ({hint}); under `categories` rename it "
+                "to the WildDash2 class it belongs to, or to 'unlabeled', which is void"
+            )
+        segments[file] = (ids, bytes(train_ids[number] for number in numbers))
     return segments
 
 
@@ -245,11 +247,14 @@ class PanopticMasks:
 
     @cached_property
     def segments(self) -> dict[str, tuple[np.ndarray, bytes]]:
-        """Segment ids and their train ids, by PNG name. Raises CarbError for an unknown category."""
+        """Segment ids and their train ids, by PNG name. Raises CarbError for a segment of an unknown category."""
+        content = read_json(self.json_path)
         try:
-            return panoptic_segments(read_json(self.json_path), self.class_set)
-        except (CarbError, KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-            what = error if isinstance(error, CarbError) else f"no COCO panoptic file ({error!r})"
+            return panoptic_segments(content, self.class_set)
+        except CarbError as error:
+            raise CarbError(f"{self.json_path}: {error}") from error
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+            what = f"no COCO panoptic file ({error!r})"
             raise CarbError(f"{self.json_path}: {what}; unzip it from the package again") from error
 
 

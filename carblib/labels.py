@@ -1,8 +1,8 @@
 """Image-level labels: which classes an image holds. The only supervision that training reads besides the images.
 
 An open format: CSV with the header `name,<class>,…` and one row of 0/1 per image. It is derived once from masks
-(`python -m carblib.labels params/x.yaml --split train`), or written by the user without any masks, or converted from
-the official code's pickled .npy (`--from-npy`).
+(`python -m carblib.labels params/x.yaml --split train`), or written by the user without any masks (`--blank` makes the
+file with 0 everywhere, to be filled in), or converted from the official code's pickled .npy (`--from-npy`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from carblib.files import read_json, write_csv, write_json
 from carblib.npy_labels import read_npy_labels
 from carblib.params import Params, add_arguments, from_arguments, resolve
 from carblib.progress import bar_options
-from carblib.readers import Split, open_split
+from carblib.readers import IMAGE_SUFFIXES, Split, open_split
 
 # What derived labels depend on; kept beside them, so that labels of other masks are not taken for these.
 _SOURCE_KEYS = ("dataset", "root", "classes", "scenes_seed")
@@ -135,7 +135,8 @@ def ensure_labels(params: Params, split: Split) -> Path:
     if not split.has_masks:
         raise CarbError(
             f"{path}: no image-level labels, and split '{split.name}' has no masks to derive them from; "
-            f"write the file (header name,{','.join(split.class_set.names)}; 0 or 1) or set gate: none"
+            f"python -m carblib.labels <params file> --split {split.name} --blank writes the file with 0 everywhere, "
+            f"fill in 1 for each class an image holds; or set gate: none; for masks {split.mask_note}"
         )
     write_json(note, source)
     write_labels(path, derive_labels(split), split.class_set)
@@ -153,7 +154,8 @@ def convert_official(path: Path, class_set: ClassSet, names: Sequence[str] | Non
     """Convert the official code's pickled .npy of image-level labels, without running anything in it.
 
     The file holds a dictionary image name → (C,), or an array (N, C) in the order of `names`. With `names`, images are
-    matched by file stem and the result has exactly these names. Returns name → bool (C,); CarbError for anything else.
+    matched by name, else without ending, else without folder as well; the result has exactly these names, and rows of
+    other images are not looked at. Returns name → bool (C,); CarbError for anything else.
     """
     content = read_npy_labels(path)
     if isinstance(content, np.ndarray):
@@ -161,20 +163,34 @@ def convert_official(path: Path, class_set: ClassSet, names: Sequence[str] | Non
             count = "unknown" if names is None else len(names)
             raise CarbError(f"{path}: array of shape {content.shape} does not fit {count} images; give the right split")
         content = dict(zip(names, content, strict=True))
-    labels = {name: _official_row(path, name, row, class_set) for name, row in content.items()}
-    if names is None:
-        return labels
-    by_stem = {_stem(name): row for name, row in labels.items()}
-    if len(by_stem) != len(labels):
-        raise CarbError(f"{path}: two of its image names differ only by folder or ending; it cannot be matched")
-    missing = [name for name in names if _stem(name) not in by_stem]
+    matched = {name: name for name in content} if names is None else _matched(path, content, names)
+    return {name: _official_row(path, given, content[given], class_set) for name, given in matched.items()}
+
+
+def _matched(path: Path, content: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, str]:
+    """Return which of the file's image names each of `names` is; raises CarbError where one is none or several."""
+    forms = (str, _without_ending, lambda name: Path(_without_ending(name)).name)
+    indices: list[dict[str, list[str]]] = [{}, {}, {}]
+    for form, index in zip(forms, indices, strict=True):
+        for given in content:
+            index.setdefault(form(given), []).append(given)
+    # A split's names have no ending, but may hold dots: only the file's are stripped.
+    found = {name: next((index[name] for index in indices if name in index), []) for name in names}
+    missing = [name for name in names if not found[name]]
     if missing:
         raise CarbError(f"{path}: no labels for image '{missing[0]}' ({len(missing)} missing); give the right split")
-    return {name: by_stem[_stem(name)] for name in names}
+    for name, given in found.items():
+        if len(given) > 1:
+            raise CarbError(
+                f"{path}: '{given[0]}' and '{given[1]}' differ only by folder or ending, and both could be "
+                f"image '{name}'; it cannot be matched"
+            )
+    return {name: given[0] for name, given in found.items()}
 
 
-def _stem(name: str) -> str:
-    return Path(name).stem.removesuffix("_leftImg8bit")
+def _without_ending(name: str) -> str:
+    plain = name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in IMAGE_SUFFIXES else name
+    return plain.removesuffix("_leftImg8bit")
 
 
 def _official_row(path: Path, name: str, row: np.ndarray, class_set: ClassSet) -> np.ndarray:
@@ -186,20 +202,40 @@ def _official_row(path: Path, name: str, row: np.ndarray, class_set: ClassSet) -
     return row.astype(bool)
 
 
+def blank_labels(split: Split) -> dict[str, np.ndarray]:
+    """Return labels to be filled in by the user: 0 for every image and class of a split."""
+    return {name: np.zeros(len(split.class_set), bool) for name in split.names}
+
+
+def _write_given(path: Path, params: Params, labels: Mapping[str, np.ndarray], class_set: ClassSet) -> None:
+    # Labels that are not derived: no note says of which masks, and one of labels that were deleted must not stay.
+    if path.parent == params.run_dir / "labels":
+        path.with_suffix(".json").unlink(missing_ok=True)
+    write_labels(path, labels, class_set)
+
+
 def main() -> int:
-    """Make a split's file of image-level labels, from its masks or from the official .npy."""
+    """Make a split's file of image-level labels, from its masks or from the official .npy, or blank to fill in."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     add_arguments(parser)
     parser.add_argument("--split", help="split of the dataset; default: the train split")
-    parser.add_argument("--from-npy", metavar="FILE", help="the official code's pickled labels of this split")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--from-npy", metavar="FILE", help="the official code's pickled labels of this split")
+    source.add_argument("--blank", action="store_true", help="write 0 for every image and class, to be filled in")
     arguments = parser.parse_args()
     params = from_arguments(arguments)
     split = open_split(params, arguments.split or params.train_split)
+    path = labels_path(params, split.name)
+    if path.exists() and (arguments.blank or arguments.from_npy):
+        what = f"convert {arguments.from_npy} anew" if arguments.from_npy else "start from a blank one"
+        raise CarbError(f"{path}: is there already; delete it to {what}")
+    if arguments.blank:
+        _write_given(path, params, blank_labels(split), split.class_set)
+        print(f"{path}: {len(split)} images; write 1 for each class an image holds")
+        return 0
     if arguments.from_npy:
-        path = labels_path(params, split.name)
-        if path.is_file():
-            raise CarbError(f"{path}: is there already; delete it to convert {arguments.from_npy} anew")
-        write_labels(path, convert_official(arguments.from_npy, split.class_set, split.names), split.class_set)
+        converted = convert_official(arguments.from_npy, split.class_set, split.names)
+        _write_given(path, params, converted, split.class_set)
     else:
         path = ensure_labels(params, split)
     labels = read_labels(path, split.class_set, split.names)

@@ -21,8 +21,8 @@ from carblib.infer import predict_mask, torch_device
 from carblib.mask_folders import claim, missing, read_mask, write_mask
 from carblib.params import Params, add_arguments, from_arguments
 from carblib.progress import bar_options
-from carblib.readers import Split, open_split
-from carblib.train import load_trained
+from carblib.readers import Split, open_pictures, open_split
+from carblib.training_state import load_trained
 
 OPACITY = 0.5
 # Everything a prediction depends on besides image and network.
@@ -60,10 +60,12 @@ def predict_split(
     """Predict the images of a split that `folder` lacks, at their own size, and return the folder.
 
     Writes `<name>.png` (train ids with palette) and, with `pictures`, `colour/<name>.png` and `overlay/<name>.png`.
-    `settings` (plain Python types) tell this network from others: a folder begun with other settings is refused.
+    `settings` (plain Python types) tell this network from others: a folder begun with other settings, or for the
+    images of another `root`, is refused.
     """
-    settings = settings | {key: getattr(params, key) for key in INFER_KEYS} | {"split": split.name}
-    claim(folder, settings)
+    settings = settings | {key: getattr(params, key) for key in INFER_KEYS}
+    # The root as it was given, not resolved: a project that moved goes on with its predictions.
+    claim(folder, settings | {"dataset": params.dataset, "root": params.root, "split": split.name})
     for i in tqdm(missing(folder, split.names), desc=f"predict {split.name}", unit="image", **bar_options()):
         image, name = split.image(i), split.names[i]
         mask = predict_mask(network, image, params)
@@ -105,6 +107,19 @@ def write_submission(folder: Path, split: Split, destination: Path) -> Path:
     return destination
 
 
+def _open_pictures(images: Path, params: Params, out: Path | None) -> tuple[Params, Split]:
+    """Open a folder of pictures in place of the dataset's; raises CarbError where results would land among them."""
+    where = images.resolve()  # so that "." and ".." have a name
+    split = open_pictures(where, params.class_set)
+    results = params.run_dir / "predictions" if out is None else out
+    if results.resolve().is_relative_to(where):
+        raise CarbError(
+            f"{images}: the predictions would land among its pictures, in {results}; "
+            "give the pictures a folder of their own, or choose --out elsewhere"
+        )
+    return params.updated(dataset="folder", root=str(where)), split
+
+
 def main() -> int:
     """Predict the images of a split, or of any folder, with a trained network."""
     parser = argparse.ArgumentParser(prog="python -m carblib.predict", description=main.__doc__)
@@ -112,16 +127,16 @@ def main() -> int:
     parser.add_argument("--checkpoint", type=Path, required=True, help="final.pt or checkpoint.pt of a training")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--split", help="split of the dataset; default: the test split")
-    what.add_argument("--images", type=Path, help="a folder of pictures, in place of a split")
+    what.add_argument("--images", type=Path, help="a folder of pictures, with its subfolders, in place of a split")
     parser.add_argument("--out", type=Path, help="default: runs/<run>/predictions/<training>/<split>")
     parser.add_argument("--index-only", action="store_true", help="no colour pictures and overlays")
     parser.add_argument("--submission", action="store_true", help="also write labelIds for Cityscapes' server")
     arguments = parser.parse_args()
     params = from_arguments(arguments)
-    name = arguments.split or params.test_split
     if arguments.images:
-        params, name = params.updated(dataset="folder", root=str(arguments.images.resolve())), arguments.images.name
-    split = open_split(params, name)
+        params, split = _open_pictures(arguments.images, params, arguments.out)
+    else:
+        split = open_split(params, arguments.split or params.test_split)
     folder = predict_checkpoint(arguments.checkpoint, split, params, arguments.out, not arguments.index_only)
     print(folder)
     if arguments.submission:

@@ -8,14 +8,16 @@ Which form of a dataset lies on disk is seen from its folders (`root` in the par
 - cityscapes: `leftImg8bit/S/<city>/X_leftImg8bit.png` + `gtFine/S/<city>/X_gtFine_labelTrainIds.png` or `…labelIds.png`
 - wilddash2: `images/X.jpg` + `panoptic/X.png` + `panoptic.json` (official package; one video in eight is val, or the
   names listed in `S.txt`) · `img/S/X.jpg` + `mask/S/X_labelTrainIds.png` (CARB)
-- folder: `S/X.jpg|png`, or the images right in `root`; masks, if any, in `Sannot/`, `masks/S/` or `masks/`
+- folder: `S/X.jpg|png|…`, or the images right in `root`; masks, if any, in `Sannot/`, `masks/S/` or `masks/`. `S` may
+  have subfolders, and its masks the same ones: `S/front/X.jpg` is the image `front_X`. Endings may be in capitals
 
 Nothing reads a mask when a split is opened: weakly supervised training goes without.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,7 +32,10 @@ from carblib.errors import CarbError
 from carblib.files import read_image
 from carblib.params import Params
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+Decode = Callable[[Path], np.ndarray]
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+# Pictures as well, which are not read: a folder that holds them is refused rather than read in part.
+_OTHER_PICTURES = (".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".jfif", ".ppm", ".pgm", ".tga", ".dng", ".cr2")
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Split:
     image_paths: list[Path]
     mask_paths: list[Path | None]
     mask_note: str
-    decode: Callable[[Path], np.ndarray]
+    decode: Decode
 
     def __len__(self) -> int:
         return len(self.names)
@@ -91,7 +96,7 @@ class _Found(NamedTuple):
     images: Mapping[str, Path]
     masks: Mapping[str, Path]
     mask_note: str
-    decode: Callable[[Path], np.ndarray]
+    decode: Decode
 
 
 def open_split(params: Params, split: str, require_masks: bool = False) -> Split:
@@ -110,7 +115,7 @@ def open_split(params: Params, split: str, require_masks: bool = False) -> Split
     elif params.dataset == "wilddash2":
         found = _open_wilddash2(root, split, classes)
     elif params.dataset == "folder":
-        found = _open_folder(root, split, classes, params.train_split)
+        found = _open_folder(root, split, params)
     else:
         found = _open_camvid(root, split, classes)
     names = sorted(found.images)
@@ -119,6 +124,20 @@ def open_split(params: Params, split: str, require_masks: bool = False) -> Split
     if require_masks and None in masks:
         opened.mask(masks.index(None))
     return opened
+
+
+def open_pictures(folder: Path, classes: ClassSet) -> Split:
+    """Open any folder of pictures, with its subfolders but `masks/`, as a split of the folder's name without masks.
+
+    Raises CarbError for a folder that is missing, empty or holds pictures that cannot be read.
+    """
+    found = _images(folder, deep=True) if folder.is_dir() else {}
+    names = sorted(name for name, path in found.items() if folder / "masks" not in path.parents)
+    if not names:
+        raise CarbError(f"{folder}: no such folder, or no pictures in it but masks/; check --images")
+    images, masks = [found[name] for name in names], [None] * len(names)
+    decode = partial(label_maps.decode_index, table=label_maps.own_indices(len(classes)))
+    return Split(folder.name or "pictures", classes, "pictures", names, images, masks, "only pictures are read", decode)
 
 
 # --- one opener per dataset ----------------------------------------------------------------------------------------
@@ -149,9 +168,9 @@ def _open_cityscapes(root: Path, split: str, classes: ClassSet) -> _Found:
     form = _one_of(root, split, {"official form": folder})
     images, masks = {}, {}
     for city in sorted(path for path in folder.iterdir() if path.is_dir()):
-        images |= _by_name(city, "_leftImg8bit.png")
+        images |= _pngs(city, "_leftImg8bit")
         truth = root / "gtFine" / split / city.name
-        masks |= _by_name(truth, "_gtFine_labelIds.png") | _by_name(truth, "_gtFine_labelTrainIds.png")
+        masks |= _pngs(truth, "_gtFine_labelIds") | _pngs(truth, "_gtFine_labelTrainIds")
     if not images:
         raise CarbError(f"{folder}: no <city>/*_leftImg8bit.png in it; unzip leftImg8bit_trainvaltest.zip again")
     note = f"looked for {root}/gtFine/{split}/<city>/<name>_gtFine_labelTrainIds.png and …_labelIds.png"
@@ -162,7 +181,7 @@ def _open_cityscapes(root: Path, split: str, classes: ClassSet) -> _Found:
 
 
 def _decode_cityscapes(path: Path) -> np.ndarray:
-    train_ids = path.name.endswith("_labelTrainIds.png")
+    train_ids = path.stem.endswith("_labelTrainIds")
     table = label_maps.own_indices(len(CITYSCAPES)) if train_ids else label_maps.cityscapes_label_ids()
     return label_maps.decode_index(path, table)
 
@@ -182,21 +201,45 @@ def _open_wilddash2(root: Path, split: str, classes: ClassSet) -> _Found:
     return found
 
 
-def _open_folder(root: Path, split: str, classes: ClassSet, train_split: str) -> _Found:
-    indices = partial(label_maps.decode_index, table=label_maps.own_indices(len(classes)))
+def _open_folder(root: Path, split: str, params: Params) -> _Found:
+    indices = partial(label_maps.decode_index, table=label_maps.own_indices(len(params.class_set)))
     own, annot, masks = root / split, root / f"{split}annot", root / "masks"
     if own.is_dir():
         if annot.is_dir() and masks.is_dir():
             raise CarbError(f"{root}: both {annot.name} and {masks.name} hold masks; remove one")
         masks = annot if annot.is_dir() else masks / split if (masks / split).is_dir() else masks
-        return _paired("folder", _images(own), masks, "", indices)
-    if not any(_is_image(path) for path in root.iterdir()):
+        found = _paired("folder", _images(own, deep=True), masks, "", indices)
+        return _with_strangers(found, own, masks, shared=masks == root / "masks")
+    if not any(map(_is_picture, _files(root))):
         _one_of(root, split, {"the split's images, where none lie in the root itself": own})
-    if masks.is_dir() and split != train_split:
-        raise CarbError(
-            f"{root}: split '{split}' would be the very images that '{train_split}' trains on; put its own in {own}"
-        )
-    return _paired("one folder for every split", _images(root), masks, "", indices)
+    if masks.is_dir() and split != params.train_split:
+        same = f"split '{split}' would be the very images that '{params.train_split}' trains on"
+        raise CarbError(f"{root}: {same}; put its own in {own}")
+    _refuse_subfolders(root, own, params)
+    found = _paired("one folder for every split", _images(root), masks, "", indices)
+    return _with_strangers(found, root, masks, shared=True)
+
+
+def _with_strangers(found: _Found, images: Path, masks: Path, shared: bool) -> _Found:
+    # Tells of pictures among the masks that are no image's; in a folder that splits share they may be another split's.
+    taken = set(found.masks.values())
+    strange = [path for path in _files(masks, deep=True) if _is_picture(path) and path not in taken]
+    if not strange:
+        return found
+    note = f"{len(strange)} files there, such as {strange[0].relative_to(masks)}, are masks of no image in {images}"
+    if not taken and not shared:
+        raise CarbError(f"{masks}: {note}; name them <image>.png, or remove the folder to go without masks")
+    return found._replace(mask_note=f"{found.mask_note}; {note}")
+
+
+def _refuse_subfolders(root: Path, own: Path, params: Params) -> None:
+    # Images right in the root are a split by themselves; beside them only splits and masks can have folders.
+    known = {"masks", params.train_split, params.val_split, params.test_split}
+    unread = [path.relative_to(root) for path in _files(root, deep=True) if _is_picture(path) and path.parent != root]
+    unread = [path for path in unread if path.parts[0] not in known and not path.parts[0].endswith("annot")]
+    if unread:
+        what = f"{len(unread)} pictures in subfolders, such as {unread[0]}, would not be read beside those right in it"
+        raise CarbError(f"{root}: {what}; put all of split '{own.name}', with their subfolders, into {own}")
 
 
 # --- folders, names, pairs -----------------------------------------------------------------------------------------
@@ -224,32 +267,54 @@ def _one_of(root: Path, split: str, forms: Mapping[str, Path]) -> str:
     raise CarbError(f"{root}: no split '{split}': looked for {looked}; {there}; check `root` and the split's name")
 
 
-def _is_image(path: Path) -> bool:
-    # Names with a leading dot are what macOS and interrupted writers leave behind.
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES + _OTHER_PICTURES
 
 
-def _images(folder: Path) -> dict[str, Path]:
-    images: dict[str, Path] = {}
-    for path in sorted(path for path in folder.iterdir() if _is_image(path)):
-        if path.stem in images:
-            raise CarbError(f"{path}: shares its name with {images[path.stem].name}; rename one of them")
-        images[path.stem] = path
-    if not images:
+def _files(folder: Path, deep: bool = False) -> list[Path]:
+    """Return the files in a folder by name, with those of its subfolders if `deep`; [] where there is no folder."""
+    found = []
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name) if folder.is_dir() else ():
+        path = Path(entry.path)
+        if entry.name.startswith("."):  # what macOS and interrupted writers leave behind
+            continue
+        if not entry.is_dir():
+            found.append(path)
+        elif deep and not folder.resolve().is_relative_to(path.resolve()):  # a link upwards would never end
+            found += _files(path, deep)
+    return found
+
+
+def _by_name(paths: Iterable[Path], folder: Path, ending: str = "") -> dict[str, Path]:
+    """Return files by name, less ending and suffix: front/X is "front_X", for results are files <name>.png."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        name = path.relative_to(folder).with_suffix("").as_posix().replace("/", "_").removesuffix(ending)
+        if name in found:
+            raise CarbError(f"{path}: shares its name with {found[name].relative_to(folder)}; rename one of them")
+        found[name] = path
+    return found
+
+
+def _images(folder: Path, deep: bool = False) -> dict[str, Path]:
+    pictures = [path for path in _files(folder, deep) if _is_picture(path)]
+    strange = [path for path in pictures if path.suffix.lower() in _OTHER_PICTURES]
+    if strange:
+        what = f"pictures of this kind cannot be read ({len(strange)} of {len(pictures)} in {folder})"
+        raise CarbError(f"{strange[0]}: {what}; convert them to PNG or JPEG, or move them elsewhere")
+    if not pictures:
         raise CarbError(f"{folder}: no image ({', '.join(IMAGE_SUFFIXES)}) in it; check `root` and the split's name")
-    return images
+    return _by_name(pictures, folder)
 
 
-def _by_name(folder: Path, ending: str) -> dict[str, Path]:
-    return {path.name.removesuffix(ending): path for path in folder.glob(f"[!.]*{ending}")}
+def _pngs(folder: Path, ending: str) -> dict[str, Path]:
+    files = [path for path in _files(folder, deep=True) if path.suffix.lower() == ".png"]
+    return _by_name([path for path in files if path.stem.endswith(ending)], folder, ending)
 
 
-def _paired(
-    form: str, images: Mapping[str, Path], folder: Path, ending: str, decode: Callable[[Path], np.ndarray]
-) -> _Found:
+def _paired(form: str, images: Mapping[str, Path], folder: Path, ending: str, decode: Decode) -> _Found:
     # The mask of image <name> is <folder>/<name><ending>.png.
-    there = _by_name(folder, f"{ending}.png")
-    masks = {name: there[name] for name in images if name in there}
+    masks = {name: path for name, path in _pngs(folder, ending).items() if name in images}
     return _Found(form, images, masks, f"looked for {folder}/<name>{ending}.png", decode)
 
 

@@ -264,6 +264,32 @@ def test_truncated_missing_and_mismatched_checkpoints_are_refused(tmp_path: Path
         empty_network(checkpoint, params(classes="cityscapes"))
 
 
+def test_a_key_of_another_shape_is_reported(tmp_path, weights, official_file, monkeypatch, capsys):
+    settings, path, kernel = tmp_path / "p.yaml", tmp_path / "other.pth", torch.zeros(DIMENSIONS, 2048, 1, 1)
+    settings.write_text(params().to_yaml())
+    monkeypatch.setattr(sys, "argv", ["checkpoints", "report", str(path), str(settings)])
+    torch.save({"meta": {}, "state_dict": weights | {KERNEL: kernel}}, path)
+    assert checkpoints.main() == 1
+    listing = capsys.readouterr().out.splitlines()
+    assert f"used    {KERNEL}" not in listing and f"unused  {KERNEL}" in listing and f"missing {KERNEL}" in listing
+    assert f"{KERNEL} has shape (8, 2048, 1, 1), expected (8, 2048, 3, 3)" in listing
+    assert any(line.endswith("5 unused, 1 missing") for line in listing)
+    torch.save({"meta": {}, "state_dict": weights | {"auxiliary_head.conv.weight": torch.zeros(2)}}, path)
+    assert checkpoints.main() == 1
+    assert "auxiliary_head.conv.weight has no place in the network" in capsys.readouterr().out
+
+
+def test_parameters_can_be_changed_on_the_command_line(tmp_path, official_file, monkeypatch, capsys):
+    settings, final = tmp_path / "p.yaml", tmp_path / "runs/other/train/official/final.pt"
+    settings.write_text(params(101).to_yaml())
+    monkeypatch.setenv("CARB_HOME", str(tmp_path))
+    change = ["-p", "backbone", "resnet50_v1c", "-p", "run", "other"]
+    for command in ("report", "import"):
+        monkeypatch.setattr(sys, "argv", ["checkpoints", command, str(official_file), str(settings), *change])
+        assert checkpoints.main() == 0
+    assert str(final) in capsys.readouterr().out and final.is_file()
+
+
 def test_the_command_imports_exports_and_reports(tmp_path: Path, official_file: Path, monkeypatch, capsys):
     settings, final, back = tmp_path / "p.yaml", tmp_path / "final.pt", tmp_path / "back.pth"
     settings.write_text(params().to_yaml())

@@ -170,6 +170,20 @@ def test_a_missing_pseudo_mask_is_named_with_its_command_before_training(tmp_pat
         train_loader(given, split, labels(split))
 
 
+@pytest.mark.parametrize("size", [(8, 12), (16, 24)], ids=["base", "own"])
+def test_a_pseudo_mask_of_the_base_or_the_images_own_size(size, tmp_path, monkeypatch):
+    monkeypatch.setenv("CARB_HOME", str(tmp_path))
+    given = params(path="single", image_size=(8, 12), crop=(8, 12), patch=[4, 4])
+    split = Unmasked()
+    for i, name in enumerate(split.names):
+        write_mask(pseudo_mask_folder(given, "train"), name, np.full(size, i, np.uint8), CAMVID)
+    for batch in batches(given, split=split):
+        assert (batch["mask"] == batch["index"][:, None, None]).all()
+    write_mask(pseudo_mask_folder(given, "train"), "i4", np.full((7, 500), 4, np.uint8), CAMVID)
+    with pytest.raises(CarbError, match=r"i4\.png: mask of 7×500 \(H×W\) for an image of 16×24; .*8×12"):
+        batches(given, split=split)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_damaged_image_is_one_line_whatever_the_workers(workers):
     with pytest.raises(CarbError) as error:

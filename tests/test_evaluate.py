@@ -192,6 +192,35 @@ def test_any_folder_of_predictions_is_measured(camvid, tmp_path, monkeypatch, ca
         evaluate_folder(folder, split, params, "someone")
 
 
+def test_a_folders_evaluation_has_a_name_of_its_own(camvid, tmp_path, monkeypatch, capsys):
+    params, split, truth = camvid
+    file = tmp_path / "run.yaml"
+    file.write_text(params.to_yaml())
+    predictions = params.run_dir / "predictions"
+    folders = [predictions / "plain/test", predictions / "full/test", tmp_path / "full", tmp_path / "other/full"]
+    for shift, folder in enumerate(folders):
+        for name, mask in truth.items():
+            trees.save(folder / f"{name}.png", np.roll(mask, 3 * shift))
+
+    def measured(folder, *more):
+        monkeypatch.setattr(sys, "argv", ["x", str(file), "--folder", str(folder), "--split", "test", *more])
+        assert main() == 0
+        return json.loads(open(capsys.readouterr().out.splitlines()[-1]).read())
+
+    results = [measured(folder) for folder in folders[:2] + folders[1:2]]
+    assert [result["variant"] for result in results] == ["plain", "full", "full"]
+    assert results[0]["miou"] == 1 > results[1]["miou"]
+    assert results[1]["folder"] == "runs/r/predictions/full/test"
+    with pytest.raises(CarbError, match=r"full\.json: is the evaluation of runs/r/predictions/full/test, .*--variant"):
+        measured(folders[2])
+    assert measured(folders[2], "--variant", "theirs")["folder"] == str(folders[2])
+    # A network's own evaluation, made without any folder, may be made anew from its predictions, and from no other.
+    evaluate_masks(lambda i: truth[split.names[i]], split, params, "full")
+    with pytest.raises(CarbError, match="is the evaluation of a network of this run"):
+        measured(folders[3])
+    assert measured(folders[1])["miou"] < 1
+
+
 def test_a_cityscapes_submission_is_measured(tmp_path, monkeypatch):
     monkeypatch.setenv("CARB_HOME", str(tmp_path / "home"))
     trees.write_cityscapes(tmp_path / "city")

@@ -35,7 +35,7 @@ GOOD = "name,road,car,sky\na,1,0,1\nb,0,1,0\n"
 class FakeSplit:
     """Masks in memory; None stands for an image without a mask."""
 
-    name, class_set = "train", THREE
+    name, class_set, mask_note = "train", THREE, "looked for nothing"
 
     def __init__(self, masks):
         self.masks = masks
@@ -150,7 +150,7 @@ def test_labels_of_the_users_own(tmp_path, monkeypatch):
 def test_without_labels_and_masks(tmp_path, monkeypatch):
     params = home(tmp_path, monkeypatch)
     said = message(lambda: ensure_labels(params, FakeSplit([None])))
-    assert "gate: none" in said and "name,road,car,sky" in said
+    assert "gate: none" in said and "--split train --blank" in said and "looked for nothing" in said
     assert training_labels(params.updated(gate="none"), FakeSplit([None])).tolist() == [[1, 1, 1]]
 
 
@@ -251,7 +251,12 @@ def test_other_files_are_refused(tmp_path):
         ([1, 2], "neither"),
         ({"x/a.png": np.ones(3), "y/a.png": np.ones(3)}, "differ only"),
         ({"b": np.ones(3)}, "no labels for image 'a'"),
+        ({"a.png": np.ones(3), "b/a.jpg": np.zeros(3), "c/a.bmp": np.ones(3), "d/a": np.ones(2)}, None),
     ]:
+        if word is None:  # the nearest form of the name decides, and other images' rows are not looked at
+            np.save(path, np.array(content, dtype=object))
+            assert convert_official(path, THREE, ["a"])["a"].tolist() == [1, 1, 1]
+            continue
         np.save(path, np.array(content, dtype=object))
         assert word in message(lambda: convert_official(path, THREE, ["a"]))
 
@@ -277,6 +282,44 @@ def test_the_command_derives_and_converts(tmp_path, monkeypatch, capsys):
     assert read_labels(tmp_path / "runs/t/labels/val.csv", CAMVID, ["x"])[0].nonzero()[0].tolist() == [5]
     assert "is there already" in message(lambda: command("--split", "val", "--from-npy", str(tmp_path / "v.npy")))
     assert "did you mean 'lr'?" in message(lambda: command("-p", "lrr", "3"))
+
+
+def test_rows_of_other_images_do_no_harm(tmp_path):
+    path = tmp_path / "l.npy"
+    rows = {"train/a.png": np.array([1, 0, 0]), "val/nothing.png": np.zeros(3), "val/odd.png": np.array([0.5, 0, 1])}
+    np.save(path, rows)
+    assert {k: v.tolist() for k, v in convert_official(path, THREE, ["a"]).items()} == {"a": [1, 0, 0]}
+    assert "'val/nothing.png' are not 0 and 1" in message(lambda: convert_official(path, THREE, ["a", "nothing"]))
+    assert "'val/nothing.png' are not 0 and 1" in message(lambda: convert_official(path, THREE))
+
+
+def test_names_with_dots_are_not_cut(tmp_path):
+    path = tmp_path / "l.npy"
+    np.save(path, {"a.001": np.array([1, 0, 0]), "a.002": np.array([0, 1, 0]), "x/a.003.PNG": np.array([0, 0, 1])})
+    read = convert_official(path, THREE, ["a.003", "a.002", "a.001"])
+    assert [read[name].tolist() for name in ("a.001", "a.002", "a.003")] == np.eye(3).tolist()
+    assert "no labels for image 'a'" in message(lambda: convert_official(path, THREE, ["a"]))
+
+
+def test_a_blank_file_is_written_once_and_must_be_filled_in(tmp_path, monkeypatch, capsys):
+    for name in ("b", "a"):
+        (tmp_path / "data/train").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(tmp_path / f"data/train/{name}.jpg")
+    (tmp_path / "p.yaml").write_text("run: t\ndataset: folder\nroot: data\nclasses: [{name: road}, {name: car}]\n")
+    monkeypatch.setattr(sys, "argv", ["labels", str(tmp_path / "p.yaml"), "--blank"])
+    monkeypatch.setenv("CARB_HOME", str(tmp_path))
+    path = tmp_path / "runs/t/labels/train.csv"
+    path.parent.mkdir(parents=True)
+    path.with_suffix(".json").write_text('{"root": "of labels that were deleted"}')
+    assert main() == 0 and f"{path}: 2 images" in capsys.readouterr().out
+    assert path.read_text() == "name,road,car\na,0,0\nb,0,0\n"
+    path.write_text("name,road,car\na,0,1\nb,0,0\n")
+    assert "is there already; delete it" in message(main)
+    assert path.read_text() == "name,road,car\na,0,1\nb,0,0\n"
+    monkeypatch.setattr(sys, "argv", sys.argv[:2])
+    assert "line 3: image 'b' has no class; write 1 for each class" in message(main)
+    path.write_text("name,road,car\na,0,1\nb,1,0\n")
+    assert main() == 0 and "2 images, on average 1.0 of 2 classes" in capsys.readouterr().out
 
 
 CAMVID_ROOT = Path(os.environ.get("CARB_CAMVID_ROOT", Path(__file__).parent.parent / "../shared/data/camvid"))

@@ -18,7 +18,7 @@ from carblib.mask_folders import read_mask, write_mask
 from carblib.network import build_network
 from carblib.predict import colour_mask, main, overlay, predict_split, write_submission
 from carblib.readers import open_split
-from carblib.train import load_trained
+from carblib.training_state import load_trained
 
 SMALL = {"image_size": (16, 24), "crop": (16, 24), "patch": (8, 8), "device": "cpu"}
 
@@ -114,6 +114,54 @@ def test_a_folder_of_dash_cam_pictures_without_masks(camvid, checkpoint, tmp_pat
     assert (folder / "overlay" / "a.png").is_file()
     monkeypatch.setattr(sys, "argv", [*arguments, "--submission"])
     with pytest.raises(CarbError, match="--submission: needs the classes of cityscapes"):
+        main()
+
+
+def test_predictions_of_other_pictures_are_not_handed_out(camvid, checkpoint, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "run.yaml"
+    file.write_text(camvid[0].to_yaml())
+    for seed, where in enumerate(("a/pics", "b/pics")):
+        trees.photo(tmp_path / where / "x.png", seed, (20, 20))
+
+    def predict(where, *more):
+        arguments = ["--checkpoint", str(checkpoint), "--index-only", "--images", str(where), *more]
+        monkeypatch.setattr(sys, "argv", ["x", str(file), *arguments])
+        assert main() == 0
+        return capsys.readouterr().out.split()[-1]
+
+    first = predict(tmp_path / "a/pics")
+    with pytest.raises(CarbError, match="other values of root"):
+        predict(tmp_path / "b/pics")
+    second = predict(tmp_path / "b/pics", "--out", str(tmp_path / "out"))
+    assert not np.array_equal(read_mask(first, "x", 11), read_mask(second, "x", 11))
+    settings = files.read_json(tmp_path / "out/settings.json")
+    assert settings["dataset"] == "folder" and settings["root"] == str(tmp_path / "b/pics")
+
+
+def test_another_root_of_a_split_is_refused_and_the_root_is_kept_as_given(camvid, tmp_path, monkeypatch):
+    params, split = camvid
+    monkeypatch.chdir(tmp_path)
+    folder = predict_split(Fake(), split, params.updated(root="camvid"), tmp_path / "out", {}, pictures=False)
+    assert files.read_json(folder / "settings.json")["root"] == "camvid"
+    with pytest.raises(CarbError, match="other values of root"):
+        predict_split(Fake(), split, params, folder, {}, pictures=False)
+
+
+@pytest.mark.parametrize(("where", "named"), [(".", "drive"), ("..", "drive"), ("../drive", "drive")])
+def test_pictures_beside_masks_in_subfolders_and_by_any_name(where, named, camvid, checkpoint, tmp_path, monkeypatch):
+    for name in ("a.JPG", "front/a.png", "masks/a.png", "front/night/b.png"):
+        trees.photo(tmp_path / "drive" / name, 0, (12, 14))
+    file = tmp_path / "run.yaml"
+    file.write_text(camvid[0].to_yaml())
+    arguments = ["x", str(file), "--checkpoint", str(checkpoint), "--images", where]
+    monkeypatch.setattr(sys, "argv", arguments)
+    monkeypatch.chdir(tmp_path / "drive" / ("front" if where == ".." else ""))
+    assert main() == 0
+    folder = tmp_path / "home/runs/r/predictions/full" / named
+    assert sorted(path.name for path in folder.glob("*.png")) == ["a.png", "front_a.png", "front_night_b.png"]
+    assert (folder / "colour/front_a.png").is_file()
+    monkeypatch.setattr(sys, "argv", [*arguments, "--out", str(tmp_path / "drive/out")])
+    with pytest.raises(CarbError, match="would land among its pictures"):
         main()
 
 

@@ -357,7 +357,11 @@ def test_wilddash2_json_errors_name_the_file(tmp_path):
             open_split(params, "train").mask(0)
         assert str(path) in str(caught.value)
 
-    refused(lambda c: c["categories"][7].update(name="rode"), r"unknown category 'rode' \(did you mean 'road'\?\)")
+    image = good["annotations"][0]["file_name"]
+    refused(
+        lambda c: c["categories"][7].update(name="rode"),
+        rf"panoptic.json: {image} has a segment of the unknown category 'rode' \(did you mean 'road'\?\); .*rename it",
+    )
     refused(lambda c: c.pop("annotations"), "no COCO panoptic file")
     refused(lambda c: c["annotations"][0]["segments_info"][0].update(category_id=999), "no COCO panoptic file")
     refused(lambda c: c["annotations"][0]["segments_info"][0].update(id=1 << 24), "does not fit in a colour")
@@ -367,6 +371,20 @@ def test_wilddash2_json_errors_name_the_file(tmp_path):
     assert not split.has_masks
     with pytest.raises(CarbError, match=re.escape(f"looked for {path}")):
         split.mask(0)
+
+
+def test_a_wilddash2_category_that_no_segment_is_of_does_no_harm(tmp_path):
+    truth, path = trees.write_wilddash2(tmp_path, WILD), tmp_path / "panoptic.json"
+    content = files.read_json(path)
+    content["categories"].append({"id": 999, "name": "spaceship"})
+    files.write_json(path, content)
+    split = open_split(trees.params(tmp_path, "wilddash2", "wilddash2"), "train")
+    np.testing.assert_array_equal(split.mask(0), truth[split.names[0]])
+    # What the message advises for one that is used makes it void.
+    content["categories"][7]["name"] = "unlabeled"
+    files.write_json(path, content)
+    again = open_split(trees.params(tmp_path, "wilddash2", "wilddash2"), "train").mask(0)
+    assert not np.array_equal(again, split.mask(0)) and (again[again != split.mask(0)] == 255).all()
 
 
 def test_wilddash2_carb_masks_in_the_19_class_view(tmp_path):
