@@ -153,9 +153,13 @@ def main() -> int:
     params = from_arguments(arguments)
     if arguments.crf and arguments.local:
         raise CarbError("--crf, --local: masks from local views are for looking at, not refined; give one of the two")
+    own = params
     if arguments.crf:
         params = params.updated(crf=True, path="single")
     print(export_masks(params, arguments.split or params.train_split, arguments.processes, arguments.local))
+    needed = ["-p path single"] * (own.path != "single") + ["-p crf true"] * (params.crf != own.crf)
+    if needed and not arguments.local:
+        print(f"a training reads them with {' '.join(needed)} -p run {params.run}")
     return 0
 
 

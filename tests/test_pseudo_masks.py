@@ -110,7 +110,9 @@ def test_the_command_refines_into_another_folder(run, tmp_path, monkeypatch, cap
     file.write_text(run.to_yaml())
     monkeypatch.setattr(sys, "argv", ["x", str(file), "--split", "val", "--crf"])
     assert main() == 0
-    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "home/runs/r/pseudo_masks_crf/val")
+    folder, how = capsys.readouterr().out.splitlines()[-2:]
+    assert folder == str(tmp_path / "home/runs/r/pseudo_masks_crf/val")
+    assert how.endswith("-p crf true -p run r"), "what a training needs to read them"
     for name in trees.CAMVID_NAMES["val"]:
         raw, refined = (read_mask(tmp_path / f"home/runs/r/{kind}/val", name, 11) for kind in FOLDERS)
         assert set(np.unique(refined)) <= set(np.unique(raw))
