@@ -9,6 +9,8 @@ CONDA_OWN := $(if $(filter-out base,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX))
 ENV := $(or $(VIRTUAL_ENV),$(CONDA_OWN),.venv)
 PY := $(ENV)/bin/python
 STAMP := $(ENV)/.carblib-installed
+# In a container everybody is root, whom JupyterLab refuses unless told.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .PHONY: help install demo test lint figures notebooks lab clean
 
@@ -34,7 +36,7 @@ notebooks: install
 	$(PY) -m carblib.headless $(RUN)
 
 lab: install
-	$(PY) -m jupyterlab --ip=127.0.0.1 notebooks
+	$(PY) -m jupyterlab --ip=127.0.0.1 $(AS_ROOT) notebooks
 
 lint: install
 	$(PY) -m ruff check .

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from carblib import errors, figures, report
-from carblib.errors import CarbError
+from carblib.errors import CarbError, one_line
 from carblib.headless import NotebookFailed, execute, render_html
 from carblib.notebook import changed_keys, done_path, read_done
 from carblib.params import Params, load_params, project_root, resolve
@@ -97,8 +97,7 @@ def run_job(job: Job, notebooks: Sequence[str], force: bool) -> None:
     except NotebookFailed as error:
         job.failure = f"{step}: {error}; see {run_dir / 'notebooks' / step}.ipynb"
     except Exception as error:  # the next dataset must still have its turn
-        reason = str(error) if isinstance(error, CarbError) else f"{type(error).__name__}: {error}"
-        job.failure = f"{step}: {reason}"
+        job.failure = f"{step}: {one_line(error)}"
     if job.failure:
         say(f"  FAILED {job.failure}")
 

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import errno
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NoReturn
+
+# What to do about what the system refuses; anything else is a matter of the path.
+_REMEDIES = {
+    errno.EACCES: "change its permissions or those of its folders, or name another",
+    errno.EPERM: "change its permissions or those of its folders, or name another",
+    errno.EROFS: "name a place that can be written",
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.ELOOP: "a link in it leads back to itself; remove that link",
+}
 
 
 class CarbError(Exception):
@@ -20,6 +32,33 @@ class CarbError(Exception):
         return [f"error: {self}"]
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C after which work was saved and a sentence has said so: a notebook shows one word instead of the stack."""
+
+    def _render_traceback_(self) -> list[str]:
+        return ["interrupted"]
+
+
+def one_line(error: Exception) -> str:
+    """Return an error in one line: a CarbError's own words, what the system refused of which file, or type and text."""
+    if isinstance(error, OSError) and error.filename is not None:
+        reason = (error.strerror or type(error).__name__).lower()
+        return f"{error.filename}: {reason}; {_REMEDIES.get(error.errno, 'check the path')}"
+    text = " ".join(str(error).split())
+    return text if isinstance(error, CarbError) else f"{type(error).__name__}: {text}"
+
+
+@contextlib.contextmanager
+def refusals() -> Iterator[None]:
+    """Within the block, or the function decorated with it, turn an OSError that names a file into a CarbError."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise CarbError(one_line(error)) from error
+
+
 def nearest(word: str, options: Iterable[str]) -> str:
     """Return "did you mean 'x'?" for the option most like `word`, or "" where none is like it."""
     by_lower = {option.lower(): option for option in options}
@@ -28,9 +67,13 @@ def nearest(word: str, options: Iterable[str]) -> str:
 
 
 def cli(main: Callable[[], int | None]) -> NoReturn:
-    """Run a command's `main` and exit with its code: a CarbError prints one line and exits 2, Ctrl-C exits 130."""
+    """Run a command's `main` and exit with its code; Ctrl-C exits 130.
+
+    A CarbError, or a file the system refuses (no permission, a full disk), prints one line and exits 2.
+    """
     try:
-        code = main()
+        with refusals():
+            code = main()
     except CarbError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import struct
 import uuid
 import zlib
@@ -17,9 +18,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+import yaml
 from PIL import Image, ImageOps
 
-from carblib.errors import CarbError
+from carblib.errors import CarbError, refusals
 
 PathLike = str | os.PathLike[str]
 
@@ -54,7 +56,7 @@ def atomic(path: PathLike) -> Iterator[BinaryIO]:
             temporary.unlink()
 
 
-def write_bytes(path: PathLike, data: bytes) -> None:
+def write_bytes(path: PathLike, data: bytes | memoryview) -> None:
     """Write bytes atomically."""
     with atomic(path) as file:
         file.write(data)
@@ -103,8 +105,10 @@ def write_image(path: PathLike, image: np.ndarray) -> None:
 
 def save_torch(path: PathLike, obj: Any) -> None:
     """Write tensors and plain containers atomically in torch's format; `load_torch` reads them back."""
-    with atomic(path) as file:
-        torch.save(obj, file)
+    # Into memory first: where the disk refuses, torch raises errors of its own that hide the reason.
+    data = io.BytesIO()
+    torch.save(obj, data)
+    write_bytes(path, data.getbuffer())
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
@@ -112,10 +116,13 @@ def save_torch(path: PathLike, obj: Any) -> None:
 
 def _existing(path: PathLike) -> Path:
     path = Path(path)
-    if not path.is_file():
+    with refusals():
+        if path.is_file():
+            path.open("rb").close()  # what may not be read is not damaged
+            return path
         what = "is a folder, not a file" if path.is_dir() else "no such file"
-        raise CarbError(f"{path}: {what}; check the path in the parameters")
-    return path
+        what = "a link that leads nowhere" if path.is_symlink() and not path.exists() else what
+    raise CarbError(f"{path}: {what}; check the path in the parameters")
 
 
 def read_json(path: PathLike) -> Any:
@@ -127,24 +134,55 @@ def read_json(path: PathLike) -> Any:
         raise CarbError(f"{path}: not readable as JSON ({error}); delete it and run its command again") from error
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML that refuses a key given twice, where plain YAML silently takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """Build a mapping whose keys are all different."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for place, key in enumerate(keys):
+            if key in keys[:place]:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key}' is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: PathLike) -> Any:
+    """Read a YAML file of plain values. Raises CarbError where it is missing, no UTF-8, no YAML, or repeats a key."""
+    path = _existing(path)
+    try:
+        return yaml.load(path.read_bytes().decode("utf-8"), Loader=_UniqueKeys)
+    except UnicodeDecodeError as error:
+        raise CarbError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    except RecursionError as error:
+        raise CarbError(f"{path}: brackets within brackets, too deep to read; mend it") from error
+    except Exception as error:  # YAML's own, and whatever a constructor raises for a date or number that is none
+        reason = str(error).replace('in "<unicode string>",', "at")
+        raise CarbError(f"{path}: not readable as YAML ({reason}); mend that line") from error
+
+
 def load_torch(path: PathLike) -> Any:
     """Read tensors and plain containers on the CPU, never running code of the file (weights_only).
 
     Raises CarbError for a missing or truncated file and for a pickle that holds anything but tensors and containers.
     """
     path = _existing(path)
+    if not path.stat().st_size:
+        raise CarbError(f"{path}: empty, 0 bytes; download or copy it again")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen types here, all of them about the file
-        reason = " ".join(str(error).split())
-        if "TorchScript" in reason:
-            raise CarbError(f"{path}: a TorchScript archive, not a file of weights; give a state dict") from error
-        if "nsupported" in reason and "global" in reason.lower() or "Unsupported" in reason:
-            raise CarbError(
-                f"{path}: refused, it holds Python objects and not only tensors ({reason[:160]}); "
-                "use a file saved as a plain state dict"
-            ) from error
-        raise CarbError(f"{path}: truncated or no torch file ({reason[:160]}); download or copy it again") from error
+        raise CarbError(f"{path}: {_why_not_loaded(str(error))}") from error
+
+
+def _why_not_loaded(reason: str) -> str:
+    # torch explains at length, and advises to switch its protection off.
+    if "TorchScript" in reason:
+        return "a TorchScript archive, not a file of weights; give a state dict"
+    if "Unsupported" in reason or "unsupported global" in reason.lower():
+        named = re.search(r"GLOBAL ([\w.]+)", reason)
+        what = f"Python objects ({named[1]})" if named else "Python objects"
+        return f"refused, it holds {what} and not only tensors; use a file saved as a plain state dict"
+    return "truncated or no torch file; download or copy it again"
 
 
 def read_image(path: PathLike) -> np.ndarray:

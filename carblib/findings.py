@@ -208,10 +208,22 @@ def of_evaluation(results: RunResults) -> str:
     if words:
         lines.append(f"- Small objects found: {', '.join(words)}.")
     close = f"\n**On {best['images']} images, {called(main)} reaches {percent(best['miou'])} mIoU"
-    if "pseudo_masks_global" in scores:
-        close += f"; CLIP's own masks of them have {percent(scores['pseudo_masks_global']['miou'])}"
-    lines.append(f"{close}.** One seed of training: before believing in a difference of a point, repeat with others.")
+    close += f"{_beside_clip(results, best)}.**"
+    lines.append(f"{close} One seed of training: before believing in a difference of a point, repeat with others.")
     return "\n".join(lines)
+
+
+def _beside_clip(results: RunResults, best: Evaluation) -> str:
+    """Name the better of CLIP's two pseudo-masks beside the main result, and what they are told that it is not."""
+    masks = [results.evaluations[v] for v in ("pseudo_masks_global", "pseudo_masks_local") if v in results.evaluations]
+    masks = [one for one in masks if one["miou"] is not None]
+    if not masks:
+        return ""
+    top = max(masks, key=lambda one: one["miou"])
+    verb = "more" if top["miou"] > (best["miou"] or 0) else "less"
+    told = ", but are told each image's labels, which a network is not" if results.params.gate != "none" else ""
+    which = called(top["variant"]) + (", the better of the two kinds," if len(masks) > 1 else "")
+    return f"; {which} have {percent(top['miou'])}, which is {verb}{told}"
 
 
 def _overlap(one: Evaluation, other: Evaluation) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import html
 import io
 import os
 import signal
@@ -27,7 +28,7 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from nbconvert import HTMLExporter
 
 from carblib import files
-from carblib.errors import CarbError, cli
+from carblib.errors import CarbError, Interrupted, cli, one_line
 from carblib.params import project_root
 from carblib.progress import without_progress
 
@@ -132,12 +133,12 @@ def execute(source: Path, output: Path, parameters: dict[str, Any]) -> None:
                 _signal_kernel(manager, signal.SIGKILL)
             raise
         except papermill.PapermillExecutionError as error:
-            if error.ename == "KeyboardInterrupt":
+            if error.ename in ("KeyboardInterrupt", Interrupted.__name__):
                 raise KeyboardInterrupt from error
             reason = error.evalue if error.ename == "CarbError" else f"{error.ename}: {error.evalue}"
             raise NotebookFailed(f"cell [{error.exec_count}] {' '.join(reason.split())}") from error
         except Exception as error:  # a dead kernel, a full disk: the next dataset must still have its turn
-            raise NotebookFailed(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+            raise NotebookFailed(one_line(error)) from error
         finally:
             printed.end_line()
 
@@ -190,6 +191,7 @@ def _as_read(executed: Path) -> nbformat.NotebookNode:
 def publish(executed: Path, target: Path) -> None:
     """Copy an executed notebook without papermill's traces: its parameters cell, times and paths of this machine.
 
+    Below every picture its alternative text is written out: web pages that show notebooks (GitHub, nbviewer) drop it.
     Raises CarbError for a notebook that failed, whose outputs nobody should read as results.
     """
     notebook = _as_read(executed)
@@ -201,6 +203,7 @@ def publish(executed: Path, target: Path) -> None:
         for output in cell.outputs:
             if "execution_count" in output:
                 output.execution_count = count
+        cell.outputs = [shown for output in cell.outputs for shown in (output, *_in_words(output))]
     for cell in kept:
         for key in ("papermill", "execution"):
             cell.metadata.pop(key, None)
@@ -210,6 +213,16 @@ def publish(executed: Path, target: Path) -> None:
     for key in ("papermill", "widgets"):
         notebook.metadata.pop(key, None)
     files.write_text(target, nbformat.writes(notebook) + "\n")
+
+
+def _in_words(output: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    """Return the alternative text of a picture as an output of its own; none where there is no picture or text."""
+    described = [value.get("alt") for kind, value in output.get("metadata", {}).items() if kind.startswith("image/")]
+    return [
+        nbformat.v4.new_output("display_data", {"text/markdown": f"<small>In words: {html.escape(alt, False)}</small>"})
+        for alt in described
+        if alt
+    ]
 
 
 def main() -> int:

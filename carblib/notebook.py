@@ -19,28 +19,33 @@ from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
 
 from carblib import __version__, files
+from carblib.errors import refusals
 from carblib.figures_run import FIGURES, Missing
 from carblib.params import Params, notebook_params
 from carblib.results import load_results
 from carblib.style import FigureRecord, save_figure
 
-# Keys that change how fast or how lively a notebook is, but not what it finds.
-_NOT_RESULTS = {"interactive", "workers"}
+# Keys that change where, how fast or how lively a notebook works, but not what it finds.
+_NOT_RESULTS = frozenset("interactive workers device log_every checkpoint_every tensorboard".split())
+_ABLATIONS = "05_ablations"  # the only notebook that the keys ablation_… concern
 _SHOWN_DPI = 110  # in the notebook; the saved files have more
 _LARGE_PNG = 80_000  # bytes; photographs beyond it are shown as JPEG, which keeps a notebook small enough for the web
 
 
-def start(namespace: Mapping[str, Any], notebook: str) -> Params:
+@refusals()
+def start(namespace: Mapping[str, Any], notebook: str, *, writes: bool = True) -> Params:
     """Return the checked parameters of a notebook: `params = start(globals(), "01_dataset_analysis")`.
 
-    Writes them to runs/<run>/params.yaml, says in one line what runs, and keeps packages' warnings out of the page.
-    Raises CarbError for a name that is no parameter or a value that cannot be one.
+    Writes them to runs/<run>/params.yaml, which says what the run's results were made with, unless the notebook
+    `writes` none; says in one line what runs, and keeps packages' warnings out of the page.
+    Raises CarbError for a name that is no parameter, a value that cannot be one, or a file that cannot be read.
     """
     warnings.filterwarnings("ignore", category=UserWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     params = notebook_params(namespace)
-    files.write_text(params.run_dir / "params.yaml", params.to_yaml())
+    if writes:
+        files.write_text(params.run_dir / "params.yaml", params.to_yaml())
     print(f"{notebook}: run '{params.run}', dataset {params.dataset}, CLIP {params.clip}, seed {params.seed}")
     return params
 
@@ -112,9 +117,15 @@ def read_done(params: Params, notebook: str) -> dict[str, Any] | None:
 
 
 def changed_keys(done: Mapping[str, Any], params: Params) -> list[str]:
-    """Return the keys whose values differ between a done marker and these parameters, sorted."""
+    """Return the keys that its notebook depends on and whose values differ between a done marker and these parameters.
+
+    Sorted by name.
+    """
     before, now = done["parameters"], _comparable(params)
-    return sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    keys = (before.keys() | now.keys()) - _NOT_RESULTS
+    if done.get("notebook") != _ABLATIONS:
+        keys = {key for key in keys if not key.startswith("ablation_")}
+    return sorted(key for key in keys if before.get(key) != now.get(key))
 
 
 def _comparable(params: Params) -> dict[str, Any]:

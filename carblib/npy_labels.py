@@ -7,13 +7,22 @@ five functions NumPy itself writes into it, and each of them is replaced by a ha
 from __future__ import annotations
 
 import collections
+import math
 import pickle
+import tokenize
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from carblib.errors import CarbError
+
+_LARGEST = 2**28  # bytes; labels of a million images with 25 classes are a tenth of that
+# What a damaged or made-up file can lead to, in NumPy's header reader, the unpickler or the conversion to arrays.
+_DAMAGED = (
+    *(ValueError, TypeError, EOFError, KeyError, IndexError, AttributeError, pickle.UnpicklingError),
+    *(OSError, MemoryError, OverflowError, RecursionError, SyntaxError, tokenize.TokenError),
+)
 
 
 def read_npy_labels(path: str | Path) -> np.ndarray | dict[str, np.ndarray]:
@@ -24,13 +33,16 @@ def read_npy_labels(path: str | Path) -> np.ndarray | dict[str, np.ndarray]:
     path = Path(path)
     if not path.is_file():
         raise CarbError(f"{path}: no such file of labels; check the path")
+    if path.stat().st_size > _LARGEST:
+        raise CarbError(f"{path}: larger than any file of image-level labels; check the path")
     try:
         with open(path, "rb") as file:
             content = _read(file)
-    except (ValueError, TypeError, EOFError, KeyError, IndexError, AttributeError, pickle.UnpicklingError) as error:
-        raise CarbError(f"{path}: not a safe .npy file of labels ({error}); get the original or write CSV") from error
-    if isinstance(content, dict) and content:
-        return {str(name): np.asarray(row) for name, row in content.items()}
+        if isinstance(content, dict) and content:
+            return {str(name): np.asarray(row) for name, row in content.items()}
+    except _DAMAGED as error:
+        reason = str(error) or type(error).__name__
+        raise CarbError(f"{path}: not a safe .npy file of labels ({reason}); get the original or write CSV") from error
     if isinstance(content, np.ndarray) and content.dtype != object:
         return content
     raise CarbError(f"{path}: holds neither an array nor a dictionary name → array; not a file of image-level labels")
@@ -41,6 +53,8 @@ def _read(file: BinaryIO) -> Any:
     header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     shape, _, dtype = header[version](file)
     if not dtype.hasobject:
+        if math.prod(shape) * dtype.itemsize > _LARGEST:
+            raise ValueError(f"its header announces an array of {shape}")
         file.seek(0)
         return np.load(file, allow_pickle=False)
     content = _plain(_Unpickler(file).load())

@@ -13,7 +13,9 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from carblib.classes import ClassSet, class_set
-from carblib.errors import CarbError, nearest
+from carblib.errors import CarbError, nearest, refusals
+from carblib.files import read_yaml
+from carblib.progress import is_live
 
 
 def _from_text(value: Any) -> Any:
@@ -21,7 +23,7 @@ def _from_text(value: Any) -> Any:
     if isinstance(value, str) and (value.strip().startswith("[") or value.strip().lower() in ("null", "none", "~")):
         try:
             return None if not value.strip().startswith("[") else yaml.safe_load(value)
-        except yaml.YAMLError:
+        except Exception:  # YAML's, or that of a constructor: a date that is none, brackets by the thousand
             return value
     return value
 
@@ -42,7 +44,8 @@ Trained = Literal["plain", "glv", "carb", "full", "ours", "ceiling"]
 AblationVariants = Annotated[tuple[Trained, ...], _SOME, BeforeValidator(_from_text)]
 AblationPaths = Annotated[tuple[Literal["dual", "single", "single_crf"], ...], _SOME, BeforeValidator(_from_text)]
 Maskers = Annotated[tuple[Masker, ...], _SOME, BeforeValidator(_from_text)]
-Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], _SOME, BeforeValidator(_from_text)]
+MAX_SEED = 2**32 - 1  # the largest that numpy's and torch's generators all take
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0, le=MAX_SEED)], ...], _SOME, BeforeValidator(_from_text)]
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {"local_view": False, "balancing": False},
@@ -166,7 +169,7 @@ class Params(BaseModel):
     ablation_seeds: Seeds = Field((0, 1, 2), description="seeds of training")
 
     # Machine
-    seed: int = Field(0, ge=0, description="seed of training: weights of the head, order, crops, patches")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="seed of training: weights of the head, order, crops, patches")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = cuda where there is one")
     devices: int = Field(1, ge=1, description="devices per node")
     num_nodes: int = Field(1, ge=1, description="machines")
@@ -277,7 +280,7 @@ def project_root() -> Path:
     carblib was imported from, else the working directory.
     """
     if os.environ.get("CARB_HOME"):
-        return Path(os.environ["CARB_HOME"]).expanduser().resolve()
+        return Path(os.path.realpath(os.path.expanduser(os.environ["CARB_HOME"])))
     here = Path.cwd()
     for folder in (here, *here.parents, Path(__file__).resolve().parent.parent):
         if (folder / "carblib").is_dir() and (folder / "params").is_dir():
@@ -291,7 +294,7 @@ def resolve(path: str | os.PathLike[str]) -> Path:
     undefined = re.search(r"\$\{?(\w+)", expanded)
     if undefined:
         raise CarbError(f"{path}: the environment variable {undefined[1]} is not set; set it or write the folder")
-    return project_root() / Path(expanded).expanduser()
+    return project_root() / os.path.expanduser(expanded)
 
 
 def load_params(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> Params:
@@ -320,7 +323,8 @@ def notebook_params(namespace: Mapping[str, Any]) -> Params:
     try:
         return load_params(namespace.get("params_file", "params/demo.yaml"), literals)
     except CarbError as error:
-        hint = " (made by a later cell? restart the kernel)" if set(literals) - set(Params.model_fields) else ""
+        foreign = set(literals) - set(Params.model_fields)
+        hint = " (made by a later cell? restart the kernel)" if foreign and is_live() else ""
         raise CarbError(f"{error}{hint}") from None
 
 
@@ -335,31 +339,20 @@ def from_arguments(arguments: argparse.Namespace) -> Params:
     return load_params(arguments.params_file, dict(arguments.p))
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML that refuses a key given twice, where plain YAML silently takes the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        """Build a mapping whose keys are all different."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for place, key in enumerate(keys):
-            if key in keys[:place]:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key}' is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def _read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    file = Path(path).expanduser()
-    file = file if file.is_file() else resolve(file)
-    if not file.is_file():
-        known = [str(p.relative_to(project_root())) for p in sorted((project_root() / "params").glob("*.yaml"))]
-        raise CarbError(f"{path}: no such file; {nearest(str(path), known) or 'there are ' + ', '.join(known)}")
-    try:
-        content = yaml.load(file.read_text("utf-8"), Loader=_UniqueKeys)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CarbError(f"{path}: not readable as YAML ({error}); mend that line") from error
+    with refusals():
+        content = read_yaml(_params_file(path))
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise CarbError(f"{path}: must be lines of 'key: value', one per parameter; see params/demo.yaml")
     return content
+
+
+def _params_file(path: str | os.PathLike[str]) -> Path:
+    for place in (Path(os.path.expanduser(path)), resolve(path)):
+        if os.path.lexists(place):
+            return place
+    known = [str(p.relative_to(project_root())) for p in sorted((project_root() / "params").glob("*.yaml"))]
+    raise CarbError(f"{path}: no such file; {nearest(str(path), known) or 'there are ' + ', '.join(known)}")
 
 
 def _validated(values: dict[str, Any], source: str, overrides: Mapping[str, Any] | None = None) -> Params:
@@ -383,8 +376,22 @@ def _problem(error: Mapping[str, Any]) -> str:
         hint = nearest(key, Params.model_fields) or "the keys are those of params/demo.yaml"
         return f"'{key}' is no parameter; {hint}"
     place = key + "".join(f"[{part}]" for part in error["loc"][1:] if isinstance(part, int))
-    message = error["msg"].removeprefix("Value error, ")
+    message, given = error["msg"].removeprefix("Value error, "), repr(error["input"])
+    given = given if len(given) <= 60 else f"{given[:60]}…"
+    if error["type"] in ("tuple_type", "missing", "too_short", "too_long"):
+        return f"'{key}' cannot be {given}: {_how_to_write(key, error['input'])}"
     if error["type"] == "literal_error":
         hint = nearest(str(error["input"]), re.findall(r"'([^']*)'", error["ctx"]["expected"]))
         message += f"; {hint}" if hint else ""
-    return f"'{place}' cannot be {error['input']!r}: {message[0].lower()}{message[1:]}"
+    return f"'{place}' cannot be {given}: {message[0].lower()}{message[1:]}"
+
+
+def _how_to_write(key: str, given: Any) -> str:
+    """Say how a key of several values is written."""
+    kind = Params.model_fields[key].annotation
+    if kind == tuple[Positive, Positive]:
+        return "write [low, high], as in [0.5, 2.0]"
+    if kind in (tuple[Pixels, Pixels], tuple[Pixels, Pixels] | None):
+        return "write [H, W], as in [256, 512]"
+    items = [given] if isinstance(given, str | int | float) and given != "" else Params.model_fields[key].default
+    return f"write a list: [{', '.join(map(str, items))}]"

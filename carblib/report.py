@@ -26,7 +26,7 @@ from carblib.figures_run import FIGURES
 from carblib.files import read_json, write_text
 from carblib.params import Params, load_params, project_root
 from carblib.report_checks import find_warnings, training_states
-from carblib.results import RunResults, load_results, numbers, variant_label
+from carblib.results import RunResults, abbreviations, load_results, numbers, variant_label
 from carblib.style import data_name
 from carblib.tables import ablation_table, run_tables
 
@@ -37,7 +37,7 @@ SECTIONS = {
     "The data": ("samples", "dataset_difficulty"),
     "CLIP's masks": ("similarity_maps", "mask_examples", "pseudo_mask_iou", "zoom_recovers", "masker_comparison"),
     "Training": ("training_curves", "compare_trainings", "region_weights", "reliability_curves", "region_maps"),
-    "Results": ("qualitative_grid", "iou_per_class", "gain_over_pseudo_masks", "object_size_curves", "confusion"),
+    "Results": ("qualitative_grid", "iou_per_class", "object_size_curves", "gain_over_pseudo_masks", "confusion"),
     "Ablations": ("ablations",),
 }
 PARTS_OF_DIFFICULTY = ("class_frequency", "cooccurrence", "classes_per_image", "object_sizes")
@@ -201,6 +201,7 @@ def _figure(name: str, record_path: Path, limit: int) -> dict[str, Any]:
         # Saved at 200 dpi; shown so that a page-wide figure fills the column.
         "width": round(width * 0.75),
         "height": round(height * 0.75),
+        "small": width < 800,  # a figure of one column of a paper: two stand side by side
     }
 
 
@@ -276,7 +277,8 @@ def write_index(runs_dir: str | Path) -> Path:
 
 
 def _runs_table(runs: Sequence[RunResults]) -> dict[str, Any]:
-    shown = ("pseudo_masks_global", "plain", "glv", "carb", "full", "ours", "ceiling")
+    """Build the table of all runs; a column that is empty for all of them is left out."""
+    shown = ("pseudo_masks_global", "pseudo_masks_local", "plain", "glv", "carb", "full", "ours", "ceiling")
     texts = ("Run", "Data", "CLIP", "Masker", "Path")
     titles = [*texts, "Images", "Seed", *(variant_label(v) for v in shown), "small classes", "Finished"]
     rows = []
@@ -289,11 +291,17 @@ def _runs_table(runs: Sequence[RunResults]) -> dict[str, Any]:
         cells += [_cell(text) for text in (data_name(params), params.clip, params.masker.replace("_", " "), path)]
         cells += [_number(main.get("images"), "{:.0f}"), _number(params.seed, "{:.0f}")]
         cells += [_number(scores.get(variant, {}).get("miou"), "{:.1f}", 100) for variant in shown]
-        cells += [_number(main.get("small_miou"), "{:.1f}", 100), _cell(_finished(results))]
+        finished = _finished(results)
+        # A hyphen at which the date is not broken into two lines.
+        cells += [_number(main.get("small_miou"), "{:.1f}", 100), _cell(finished.replace("-", "\u2011"), finished)]
         rows.append(cells)
-    columns = [{"title": title, "text": title in texts} for title in titles]
-    note = "mIoU of CLIP's masks and of each training; small classes: mean IoU of the run's best-equipped training."
-    return {"title": "Runs", "columns": columns, "rows": rows, "note": note}
+    filled = [place for place in range(len(titles)) if any(row[place]["text"] not in ("", "–") for row in rows)]
+    columns = [{"title": titles[place], "text": titles[place] in texts} for place in filled]
+    note = (
+        "mIoU of CLIP's masks, which are told each image's labels, and of each training, which is not; small classes: "
+        f"mean IoU of the run's best-equipped training. {abbreviations(shown)}"
+    )
+    return {"title": "Runs", "columns": columns, "rows": [[row[i] for i in filled] for row in rows], "note": note}
 
 
 def _ablations_table(runs: Sequence[RunResults]) -> dict[str, Any]:

@@ -12,6 +12,25 @@ from carblib import __version__
 from carblib.results import RunResults, variant_label
 from carblib.style import data_name
 
+# What figures and tables are made of; those not named here show evaluations.
+EVALUATIONS = ("evaluation/*/*.json",)
+_ANALYSIS, _LOGS = ("analysis.json",), ("train/*/log.csv",)
+SOURCES = {
+    "dataset_difficulty": _ANALYSIS,
+    "class_frequency": _ANALYSIS,
+    "cooccurrence": _ANALYSIS,
+    "classes_per_image": _ANALYSIS,
+    "object_sizes": _ANALYSIS,
+    "masker_comparison": ("maskers.json",),
+    "table_maskers": ("maskers.json",),
+    "training_curves": _LOGS,
+    "compare_trainings": _LOGS,
+    "region_weights": ("train/*/region_weights.csv",),
+    "reliability_curves": ("train/*/reliability.csv",),
+    "region_maps": ("train/*/regions/*/*.npz",),
+    "ablations": ("ablations.json",),
+    "table_ablations": ("ablations.json",),
+}
 SWITCHED_OFF = 0.05  # weight λ below which the noisy region has next to no say
 
 
@@ -130,8 +149,14 @@ def _of_figures(results: RunResults, folder: Path, names: Sequence[str]) -> list
     there = [folder / f"{name}.png" for name in names if (folder / f"{name}.png").is_file()]
     missing = [name.replace("_", " ") for name in names if not (folder / f"{name}.png").is_file()]
     found = [f"No figure of: {', '.join(missing)} ({command} says what each of them needs)."] if missing else []
-    measured = max((p.stat().st_mtime for p in (results.folder / "evaluation").glob("*/*.json")), default=0)
-    drawn = [p for p in there if p.stem in ("iou_per_class", "qualitative_grid", "confusion")]
-    if any(path.stat().st_mtime < measured for path in drawn):
-        found.append(f"Some figures are older than the results; {command} draws them again.")
+    tables = sorted(folder.glob("table_*.csv"))
+    stale = [path.stem.replace("_", " ") for path in (*there, *tables) if _is_stale(results.folder, path)]
+    if stale:
+        found.append(f"Older than the results they show: {', '.join(stale)}; {command} makes them again.")
     return found
+
+
+def _is_stale(run_dir: Path, made: Path) -> bool:
+    """Tell whether a figure or table is older than the newest of the results it is made of."""
+    sources = (path for pattern in SOURCES.get(made.stem, EVALUATIONS) for path in run_dir.glob(pattern))
+    return made.stat().st_mtime < max((path.stat().st_mtime for path in sources), default=0)

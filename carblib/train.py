@@ -25,7 +25,7 @@ from tqdm import tqdm
 from carblib import __version__, errors, files
 from carblib.cache import FeatureCache
 from carblib.data import mix_seed, train_loader
-from carblib.errors import CarbError
+from carblib.errors import CarbError, Interrupted
 from carblib.infer import torch_device
 from carblib.interrupts import held_back
 from carblib.labels import ensure_labels, training_labels
@@ -85,7 +85,7 @@ def train(params: Params, variant: str, shared: Shared | None = None, folder: Pa
         save_checkpoint(training)
         if training.shared.fabric.is_global_zero:
             print(f"stopped at iteration {training.iteration}; {folder}/checkpoint.pt holds it: start again to go on")
-        raise
+        raise Interrupted from None  # a notebook shows one line for it, a command ends with 130
     return folder
 
 

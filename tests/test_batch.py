@@ -109,8 +109,8 @@ def test_stale_done_marker_does_not_hide_a_failure(project: Project) -> None:
 
 def test_changed_parameters_run_again(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     assert project.run("params/a.yaml") == 0
-    assert project.run("params/a.yaml", "-p", "workers", "2") == 0
-    assert project.ran == [], "workers change no result"
+    assert project.run("params/a.yaml", "-p", "workers", "2", "-p", "device", "cpu") == 0
+    assert project.ran == [], "neither changes a result"
     assert project.run("params/a.yaml", "-p", "seed", "4", "-p", "crop", "[256, 256]") == 0
     assert project.ran == [("a", n) for n in ALL]
     assert "03_train: runs again (crop, seed changed)" in capsys.readouterr().out
@@ -147,6 +147,15 @@ def test_failing_figures_fail_the_run(project: Project, monkeypatch: pytest.Monk
         assert project.run("params/a.yaml") == 1
     assert project.run("params/a.yaml") == 0
     assert project.ran == [] and project.made == ["a"]
+
+
+def test_a_refused_file_fails_its_run_in_one_line(project: Project, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    def refused(run_dir: Path) -> list[Path]:
+        raise PermissionError(13, "Permission denied", "/closed/a.png")
+
+    monkeypatch.setattr(batch.figures, "make_all", refused)
+    assert project.run("params/a.yaml") == 1
+    assert "FAILED figures: /closed/a.png: permission denied; change" in capsys.readouterr().out
 
 
 def test_interrupt_stops_everything(project: Project, capsys: pytest.CaptureFixture[str]) -> None:

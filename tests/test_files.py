@@ -1,7 +1,9 @@
 """Files are written whole or not at all, and every bad file is a one-line error that names it."""
 
+import errno
 import os
 import pickle
+import subprocess
 
 import numpy as np
 import pytest
@@ -155,6 +157,114 @@ def test_torch_files_are_tensors_only(tmp_path, monkeypatch):
     fails(lambda: files.load_torch(path), path)
     fails(lambda: files.load_torch(tmp_path / "b.pt"), tmp_path / "b.pt", "no such file")
     assert not (tmp_path / "pwned").exists()
+
+
+def test_torch_s_long_explanations_are_cut(tmp_path):
+    path = tmp_path / "a.pt"
+    torch.save({"w": Malicious()}, path)
+    said = fails(lambda: files.load_torch(path), path, "Python objects (", "system)", "plain state dict")
+    assert len(said) - len(str(path)) < 130 and "weights_only" not in said
+    path.write_bytes(b"")
+    fails(lambda: files.load_torch(path), path, "empty, 0 bytes", "copy it again")
+    path.write_text("hello")
+    assert "(" not in fails(lambda: files.load_torch(path), path, "no torch file").removeprefix(str(path))
+
+
+class FullDisk:
+    """A file on a disk that takes a few bytes and then no more."""
+
+    def __init__(self, file, room):
+        self.file, self.room = file, room
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def write(self, data):
+        self.room -= len(data)
+        if self.room < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self.file.write(data)
+
+
+@pytest.mark.parametrize("room", [0, 100, 3000])
+def test_a_full_disk_is_one_line_also_for_torch(tmp_path, monkeypatch, room):
+    path, weights = tmp_path / "a.pt", {"w": torch.arange(3)}
+    files.save_torch(path, weights)
+    monkeypatch.setattr(files, "open", lambda *a: FullDisk(open(*a), room), raising=False)
+    fails(lambda: files.save_torch(path, {"w": torch.zeros(1000)}), path, "cannot be written", "free space")
+    assert files.load_torch(path)["w"].tolist() == [0, 1, 2] and os.listdir(tmp_path) == ["a.pt"]
+
+
+def test_a_disk_that_is_really_full(tmp_path):
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)], capture_output=True)
+    if made.returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        fails(lambda: files.save_torch(tmp_path / "a.pt", torch.zeros(100_000)), tmp_path / "a.pt", "No space left")
+        assert not os.listdir(tmp_path)
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+@pytest.fixture
+def closed(tmp_path):
+    """A file nobody may read and one in a folder nobody may enter; root, whom nothing stops, becomes nobody."""
+    (tmp_path / "folder").mkdir()
+    found = [tmp_path / "a.pt", tmp_path / "folder" / "a.pt"]
+    for path in found:
+        torch.save({}, path)
+    root = os.geteuid() == 0
+    opened = [folder for folder in tmp_path.parents if root and folder.stat().st_mode & 0o005 != 0o005]
+    modes = {folder: folder.stat().st_mode for folder in opened}
+    for folder in (*opened, tmp_path):
+        os.chmod(folder, 0o755)
+    os.chmod(found[0], 0)
+    os.chmod(tmp_path / "folder", 0)
+    if root:
+        os.seteuid(65534)
+    yield found
+    if root:
+        os.seteuid(0)
+    os.chmod(tmp_path / "folder", 0o755)
+    for folder, mode in modes.items():
+        os.chmod(folder, mode)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="permissions are others here")
+def test_what_may_not_be_read_is_not_called_damaged(closed):
+    for path in closed:
+        for read in (files.load_torch, files.read_image, files.read_mask_png, files.read_json, files.read_yaml):
+            said = fails(lambda read=read, path=path: read(path), path, "permission denied", "change its permissions")
+            assert "truncated" not in said and "delete" not in said
+
+
+def test_a_link_to_itself_is_said(tmp_path):
+    (tmp_path / "a.png").symlink_to(tmp_path / "a.png")
+    fails(lambda: files.read_image(tmp_path / "a.png"), tmp_path / "a.png", "link that leads nowhere")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"run: 2024-13-45", "month must be in 1..12"),
+        (b"seed: !!int abc", "invalid literal"),
+        (b"flip: !!bool maybe", "maybe"),
+        (b"run: " + 3000 * b"[" + 3000 * b"]", "too deep"),
+        (b"run: \xff\xfe", "not UTF-8 text (byte 5)"),
+        (b"? [a]\n: 1", "line 1, column 3"),
+        (b"lr: 1\nlr: 2", "'lr' is given twice at line 1"),
+    ],
+)
+def test_impossible_yaml_names_its_file(tmp_path, content, words):
+    path = tmp_path / "a.yaml"
+    path.write_bytes(content)
+    fails(lambda: files.read_yaml(path), path, words)
 
 
 def test_sha256(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,17 @@ def run(evaluations: dict | None = None, inside: float = 0.8, weight: float = 0.
     })  # fmt: skip
     reliability = {variant: pd.DataFrame(rows) for variant in ("plain", "full", "ceiling")}
     logs = {variant: log for variant in reliability}
-    return RunResults(Path("runs/x"), Params(), evaluations or {}, None, None, None, logs, reliability)
+    return RunResults(
+        folder=Path("runs/x"),
+        params=Params(),
+        evaluations=evaluations or {},
+        validation={"ceiling": evaluation("ceiling", [0.6] * 11) | {"split": "val"}},
+        analysis=None,
+        maskers=None,
+        ablations=None,
+        logs=logs,
+        reliability=reliability,
+    )
 
 
 @pytest.mark.parametrize(("inside", "words"), [(0.8, "is a sign of truth"), (0.3, "is not a sign of truth")])
@@ -98,13 +109,28 @@ def test_evaluation_compares_on_one_split_and_says_when_intervals_overlap() -> N
         "pseudo_masks_global": evaluation("pseudo_masks_global", [0.2] * 11, 0.19, 0.21),
         "plain": evaluation("plain", [0.25] * 11, 0.2, 0.31),
         "full": evaluation("full", [0.3] * 11, 0.29, 0.31),
-        "ceiling": evaluation("ceiling", [0.6] * 11, 0.5, 0.7) | {"split": "val"},
     }
     lines = findings.of_evaluation(run(evaluations)).splitlines()
     assert "The full method against CLIP's masks: +10.0 points" in lines[0] and "do not overlap" in lines[0]
     assert "+5.0 points" in lines[1] and lines[1].endswith("overlap.") and "do not" not in lines[1]
     assert not any("true masks" in line for line in lines), "measured on another split"
     assert "30.0 % mIoU" in lines[-1] and "20.0 %" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("local", "words"),
+    [
+        (None, "; CLIP's masks have 20.0 %, which is less, but are told each image's labels"),
+        (0.5, "; CLIP's masks from local views, the better of the two kinds, have 50.0 %, which is more, but are told"),
+        (0.1, "; CLIP's masks, the better of the two kinds, have 20.0 %, which is less, but are told"),
+    ],
+)
+def test_evaluation_concludes_with_the_better_of_the_pseudo_masks(local: float | None, words: str) -> None:
+    scores = {"pseudo_masks_global": 0.2, "pseudo_masks_local": local, "full": 0.3}
+    evaluations = {v: evaluation(v, [score] * 11) for v, score in scores.items() if score}
+    assert words in findings.of_evaluation(run(evaluations)).splitlines()[-1]
+    untold = findings.of_evaluation(dataclasses.replace(run(evaluations), params=Params(gate="none")))
+    assert "told" not in untold.splitlines()[-1]
 
 
 def test_nothing_measured_is_said() -> None:

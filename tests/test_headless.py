@@ -60,6 +60,11 @@ def test_runs_in_this_python_and_in_the_project(project: Path, capsys: pytest.Ca
     assert [cell.get("execution_count") for cell in after.cells] == [None, 1, 2, 3]
     assert "papermill" not in (project / "kept.ipynb").read_text()
     assert after.cells[1].metadata.tags == ["parameters"] and "bold" in str(after.cells[-1].outputs)
+    words = {"text/markdown": "<small>In words: a street</small>"}
+    outputs = [output.get("data", {}) for output in after.cells[-1].outputs]
+    assert outputs[1] == words and "image/png" in outputs[0], "web pages leave a picture's own text out"
+    nbformat.validate(after)
+    assert "In words" not in page, "our own page has it where it belongs"
 
 
 def test_failing_cell_is_named(project: Path) -> None:
@@ -70,6 +75,12 @@ def test_failing_cell_is_named(project: Path) -> None:
         publish(project / "out.ipynb", project / "kept.ipynb")
     assert not (project / "kept.ipynb").exists()
     assert "never" not in str(nbformat.read(project / "out.ipynb", 4).cells[-1].outputs)
+
+
+def test_training_that_was_interrupted_is_no_failure(project: Path) -> None:
+    source = write_notebook(project / "in.ipynb", "from carblib.errors import Interrupted\nraise Interrupted")
+    with pytest.raises(KeyboardInterrupt):
+        execute(source, project / "out.ipynb", {"x": 2})
 
 
 def test_killed_kernel_is_a_failure(project: Path) -> None:

@@ -233,6 +233,27 @@ def test_a_codec_that_unpacks_is_refused(tmp_path):
     assert "not a safe" in message(lambda: read_npy_labels(tmp_path / "l.npy"))
 
 
+@pytest.mark.parametrize("shape", ["(1000000000000,)", "(10, 100000000)"])
+def test_a_header_that_announces_more_than_there_is_costs_no_memory(tmp_path, shape):
+    np.save(tmp_path / "l.npy", np.zeros(3, np.uint8))
+    header = (tmp_path / "l.npy").read_bytes()
+    grown = header.replace(b"(3,), }", f"{shape}, }}".encode()).ljust(128)
+    (tmp_path / "l.npy").write_bytes(grown)
+    assert "not a safe .npy file" in message(lambda: read_npy_labels(tmp_path / "l.npy"))
+
+
+def test_rows_that_make_no_array_or_hold_themselves_are_refused(tmp_path):
+    ring = []
+    ring.append(ring)
+    for content in ({"a": [[1, 0], [1]]}, {"a": ring}):
+        with open(tmp_path / "l.npy", "wb") as file:
+            np.lib.format.write_array(file, np.array(content, dtype=object), allow_pickle=True)
+        assert "not a safe .npy file" in message(lambda: read_npy_labels(tmp_path / "l.npy"))
+    (tmp_path / "l.npy").write_bytes(b"")
+    os.truncate(tmp_path / "l.npy", 2**28 + 1)  # a sparse file
+    assert "larger than any" in message(lambda: read_npy_labels(tmp_path / "l.npy"))
+
+
 def test_other_files_are_refused(tmp_path):
     path = tmp_path / "l.npy"
     assert "no such file" in message(lambda: convert_official(path, THREE))

@@ -117,6 +117,17 @@ def test_precedence(tmp_path):
         ("path: dual\ncrf: true", ["crf", "path: single"]),
         ("supervision: masks", ["local_view: false and balancing: false"]),
         ("lr: 0.00001", ["lr_min"]),
+        ("image_size: 256", ["'image_size' cannot be 256: write [H, W], as in [256, 512]"]),
+        ("image_size: [256]", ["'image_size' cannot be [256]: write [H, W]"]),
+        ("mask_window: [1, 2, 3]", ["write [H, W]"]),
+        ("resize_ratio: 2", ["write [low, high], as in [0.5, 2.0]"]),
+        ("variants: full", ["'variants' cannot be 'full': write a list: [full]"]),
+        ("variants: null", ["write a list: [plain, full, ours]"]),
+        ("ablation_seeds: 3", ["write a list: [3]"]),
+        ("seed: 99999999999999999999999", ["'seed'", "less than or equal to 4294967295"]),
+        ("ablation_seeds: [0, 4294967296]", ["'ablation_seeds[1]'", "4294967295"]),
+        ("run: 2024-13-45", ["month must be in"]),
+        (f"crop: {'x' * 5000}", ["'crop' cannot be 'xxx", "write [H, W]"]),
     ],
 )
 def test_mistakes_are_named(tmp_path, text, words):
@@ -125,6 +136,24 @@ def test_mistakes_are_named(tmp_path, text, words):
     assert said.startswith(str(path))
     for word in words:
         assert word in said
+    assert len(said) < 700
+
+
+def test_a_folder_a_link_to_itself_and_a_home_of_nobody_are_no_parameters(tmp_path):
+    (tmp_path / "loop.yaml").symlink_to(tmp_path / "loop.yaml")
+    assert "is a folder" in message(lambda: load_params(tmp_path))
+    assert "link that leads nowhere" in message(lambda: load_params(tmp_path / "loop.yaml"))
+    assert "no such file" in message(lambda: load_params("~nobody_of_that_name/x.yaml"))
+    assert "cannot be '[[[" in message(lambda: load_params("params/demo.yaml", {"crop": "[" * 3000}))
+
+
+def test_the_largest_seed_is_one_that_generators_take():
+    import numpy
+    import torch
+
+    seed = Params().updated(seed=2**32 - 1, ablation_seeds=[2**32 - 1]).seed
+    numpy.random.RandomState(seed)
+    torch.Generator().manual_seed(seed)
 
 
 def test_a_missing_file_names_the_nearest():
@@ -138,6 +167,12 @@ def test_a_mistake_on_the_command_line_is_blamed_on_it():
 def test_crops_of_cached_features_may_be_smaller_on_the_grid():
     assert Params().updated(crop=[128, 256], patch=[64, 32]).crop == (128, 256)
     assert Params().updated(image_size=[90, 70], crop=[90, 70], patch=[9, 9]).crop == (90, 70)
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_only_a_person_is_told_to_restart_the_kernel(watched, monkeypatch):
+    monkeypatch.setattr("carblib.params.is_live", lambda: watched)
+    assert ("restart the kernel" in message(lambda: notebook_params({"lrr": 3}))) == watched
 
 
 def test_notebook_takes_what_papermill_injects():

@@ -92,7 +92,7 @@ def test_report_holds_what_a_reader_needs(project: Path) -> None:
     assert [image["alt"] for image in page.images] == ['Alt of "confusion".', 'Alt of "my_own".']
     for wanted in (
         "A matrix of 3 < 4 & more.", "rendered scenes", "small CLIP (trained on rendered scenes)", "Further figures",
-        "Measured on split test (5 images)", "+ global-local", "Ablations", "iterations", "Python", "torch", "carblib",
+        "Measured on split test (5 images)", "GLV only", "Ablations", "iterations", "Python", "torch", "carblib",
     ):  # fmt: skip
         assert wanted in page.text, wanted
     assert "OpenAI" not in re.sub(r"an OpenAI name", "", page.text)
@@ -109,6 +109,19 @@ def test_parameters_that_differ_from_the_defaults_are_set_off() -> None:
     assert {key for key, row in rows.items() if row["changed"]} == {"run", "warmup", "crop", "patch", "cache_features"}
     assert rows["crop"]["value"] == "[64, 64]" and rows["cache_features"]["value"] == "false"
     assert rows["pseudo_masks"]["value"] == '""' and rows["mask_window"]["value"] == "null"
+
+
+def test_changed_parameters_come_first_and_defaults_once(project: Path) -> None:
+    text = report.write_report(project / "runs" / "tiny").read_text("utf-8")
+    table, rest = text.split('id="parameters"')[1].split("All others have their default")
+    assert '<td class="key">warmup</td><td class="value">60</td><td class="value faint">130</td>' in table
+    assert "flip" not in table and "<code>flip: <b>0.5</b></code>" in rest and "warmup:" not in rest
+    page = report._template("report.html.j2").render(
+        run="x", badges=[], cards=[], warnings=[], trainings=[], evaluations=None, notebooks=[], sections=[],
+        all_tables={}, parameters=report._parameters(Params()), versions={"carblib": "1"}, result_versions="1",
+        written="",
+    )  # fmt: skip
+    assert "All have their default" in page and "differ" not in page
 
 
 def test_text_from_results_is_escaped(project: Path) -> None:
@@ -155,9 +168,41 @@ def test_warnings_say_what_numbers_do_not(project: Path) -> None:
     for wanted in (
         "small CLIP knows rendered scenes only", "fell to 0.01", "not finite at iteration 40", "never finds: pole",
         "left out of the mean: sidewalk", "different seeds: 0, 3", "0.0.1",
-        "older than the results", f"“{variant_label('ours')}” is below “CLIP masks”", "below “plain cross-entropy”",
+        "Older than the results they show: confusion;",
+        f"“{variant_label('ours')}” is below “CLIP masks”", "below “plain cross-entropy”",
     ):  # fmt: skip
         assert wanted in after, wanted
+
+
+@pytest.mark.parametrize(
+    ("newer", "stale"),
+    [
+        ("analysis.json", ["cooccurrence"]),
+        ("maskers.json", ["table maskers"]),
+        ("train/plain/log.csv", ["training curves"]),
+        ("train/ours/reliability.csv", ["reliability curves"]),
+        ("train/ours/regions/000100/000001.npz", ["region maps"]),
+        ("ablations.json", ["table ablations"]),
+        ("evaluation/test/full.json", ["confusion", "table comparison"]),
+        ("params.yaml", []),
+    ],
+)
+def test_every_figure_and_table_older_than_its_results_is_named(project: Path, newer: str, stale: list[str]) -> None:
+    run, folder = project / "runs" / "tiny", project / "figures" / "tiny"
+    names = ["cooccurrence", "confusion", "training_curves", "reliability_curves", "region_maps"]
+    for path in run.rglob("*"):
+        os.utime(path, (100, 100))
+    for name in names:
+        add_figure(project, name, "x")
+    for name in ("comparison", "maskers", "ablations"):
+        write_text(folder / f"table_{name}.csv", "x")
+    for path in folder.iterdir():
+        os.utime(path, (200, 200))
+    os.utime(run / newer, (300, 300))
+    found = [w for w in report_checks.find_warnings(load_results(run), folder, names) if "Older" in w]
+    assert len(found) == bool(stale)
+    if stale:
+        assert found[0].startswith(f"Older than the results they show: {', '.join(stale)}; python -m carblib.figures")
 
 
 def test_time_is_summed_over_resumptions() -> None:
@@ -190,10 +235,28 @@ def test_index_lists_all_runs(many: Path) -> None:
     page = Page(report.write_index(many).read_text("utf-8"))
     assert [link for link in page.links if not link.startswith("data:")] == ["tiny/report.html"]
     text = " ".join(page.text.split())
-    assert "broken:" in text and "full.json" in text and "better" in text and "2026-01-02 03:04" in text
+    assert "broken:" in text and "full.json" in text and "better" in text and "2026\u201101\u201102 03:04" in text
     assert "single + CRF" in text, "ablations of all runs stand below"
     (many / "empty").mkdir()
     assert "No run here yet" in report.write_index(many / "empty").read_text("utf-8")
+
+
+def test_index_leaves_empty_columns_out_and_breaks_no_plus(many: Path) -> None:
+    shutil.rmtree(many / "broken")
+    for path in many.glob("*/evaluation/test/glv.json"):
+        path.unlink()
+    text = report.write_index(many).read_text("utf-8")
+    head = text.split("<thead>")[1].split("</thead>")[0]
+    titles = re.findall(r"<button[^>]*>([^<]*)<", head)
+    spoken = [title.replace("\xa0", " ") for title in titles]
+    assert variant_label("glv") not in spoken and variant_label("pseudo_masks_local") in spoken
+    assert spoken[:2] == ["Run", "Data"] and spoken[-2:] == ["small classes", "Finished"]
+    assert not [title for title in titles if "+ " in title] and any("+\xa0" in title for title in titles)
+    row = next(row for row in text.split("<tr>") if "tiny/report.html" in row)
+    assert row.count("<td") == len(titles)
+    local = read_json(many / "tiny" / "evaluation" / "test" / "pseudo_masks_local.json")["miou"]
+    cells = re.findall(r"<td[^>]*>([^<]*)<", row)
+    assert cells[titles.index("CLIP masks, local views")] == f"{100 * local:.1f}"
 
 
 def chromium(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -219,6 +282,36 @@ def test_index_sorts_in_a_browser(many: Path, tmp_path: Path) -> None:
         body = shown.split("<tbody>")[1].split("</tbody>")[0]
         orders.append(re.findall(r'<tr><td class="l" data-value="(\w+)"', body))
     assert orders == [["better", "tiny", "none"], ["tiny", "better", "none"]], "runs without a score stay last"
+
+
+@browser
+@pytest.mark.browser
+@pytest.mark.parametrize("paper", ["screen", "paper"])
+def test_index_fits_its_page(many: Path, tmp_path: Path, paper: str) -> None:
+    index = report.write_index(many)
+    # As wide as a laptop's window, or as a landscape sheet of letter paper between its margins.
+    style = "<style>@media screen { .scroll { overflow: visible } }</style>" if paper == "screen" else ""
+    print_rules = index.read_text("utf-8").replace("@media print", "@media all") if paper == "paper" else None
+    write = "<script>document.title = document.documentElement.scrollWidth + ' of ' + innerWidth</script></body>"
+    text = (print_rules or index.read_text("utf-8")).replace("</body>", style + write)
+    write_text(tmp_path / "measured.html", text)
+    size = "--window-size=1100,900" if paper == "screen" else "--window-size=957,700"
+    shown = chromium(tmp_path, size, "--dump-dom", (tmp_path / "measured.html").as_uri()).stdout
+    wide, window = map(int, re.search(r"<title>(\d+) of (\d+)</title>", shown).groups())
+    assert wide <= window
+
+
+@browser
+@pytest.mark.browser
+def test_printed_report_wastes_no_page(project: Path, tmp_path: Path) -> None:
+    for place in range(6):
+        add_figure(project, f"wide_{place}", "Wide.")
+        picture = np.full((1150, 1375, 3), 200, np.uint8)
+        write_image(project / "figures" / "tiny" / f"wide_{place}.png", picture)
+    target, pdf = report.write_report(project / "runs" / "tiny"), tmp_path / "report.pdf"
+    chromium(tmp_path, "--no-pdf-header-footer", f"--print-to-pdf={pdf}", target.as_uri())
+    pages = len(re.findall(rb"/Type\s*/Page\b", pdf.read_bytes()))
+    assert 3 <= pages <= 7, "six figures of half a page, four tables and a hundred parameters"
 
 
 @browser
