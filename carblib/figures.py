@@ -1,9 +1,9 @@
 """All figures and tables of a run, from saved results, without running a model: `python -m carblib.figures runs/demo`.
 
 The drawing functions take plain arrays and are gathered here for notebooks: charts of the data (`figures_data`) and of
-the scores (`figures_scores`), curves (`figures_curves`), pictures (`figures_images`). `figures_run` and
-`figures_run_training` say what each figure of a run is drawn from, and its caption. They are written to
-figures/<run>/<name>.png, .pdf and .json.
+the scores (`figures_scores`, `figures_ablations`), curves (`figures_curves`), pictures (`figures_images`).
+`figures_run` names a run's figures; what each is drawn from, and its caption, stands in `figures_run_data`, `_images`,
+`_scores` and `_training`. They are written to figures/<run>/<name>.png, .pdf and .json.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from carblib.errors import CarbError, cli, nearest
+from carblib.figures_ablations import ablation_plot
 from carblib.figures_curves import (
     class_groups,
     compare_trainings,
@@ -26,7 +27,6 @@ from carblib.figures_data import class_frequency, classes_per_image, cooccurrenc
 from carblib.figures_images import GridRow, pick_rows, qualitative_grid, region_maps, similarity_panel
 from carblib.figures_run import FIGURES
 from carblib.figures_scores import (
-    ablation_plot,
     confusion_matrix,
     gain_over,
     iou_bars,

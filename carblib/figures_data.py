@@ -20,6 +20,7 @@ from carblib.results import numbers
 from carblib.style import (
     COLUMN,
     FAINT,
+    GRID,
     INK,
     PAGE,
     SHARE_MAP,
@@ -37,7 +38,7 @@ MOST_NUMBERED = 12  # classes up to which a matrix has its numbers written in
 def class_frequency(
     analysis: dict[str, Any], class_set: ClassSet, contrast: dict[str, Any] | None = None
 ) -> PaperFigure:
-    """Per class: share of the images that hold it, and share of the pixels (log scale), sorted by the latter.
+    """Per class: share of the images that hold it, and share of the pixels (dots, log scale), sorted by the latter.
 
     `contrast`: an object-centric dataset's statistics, {name, image_share: [per class, 0–1], …}; its median is marked.
     """
@@ -70,9 +71,9 @@ def classes_per_image(analysis: dict[str, Any], contrast: dict[str, Any] | None 
 
 @paper_style()
 def object_sizes(analysis: dict[str, Any], class_set: ClassSet, contrast: dict[str, Any] | None = None) -> PaperFigure:
-    """Sizes of connected components per class as share of the image: median, quartiles, 5th and 95th percentile.
+    """Sizes of objects (connected components) per class as share of the image: median, quartiles, 5th, 95th percentile.
 
-    `contrast["object_areas"]` lists areas as shares of the image (0–1).
+    Percentiles are by pixels, see `pixel_quantiles`. `contrast["object_areas"]` lists areas as shares of the image.
     """
     figure = new_figure(COLUMN, 0.9 + 0.165 * len(class_set))
     _draw_object_sizes(figure.subplots(), analysis, class_set, contrast)
@@ -108,7 +109,10 @@ def _draw_image_share(
 ) -> None:
     order = _by_pixels(analysis)
     shares = 100 * numbers(analysis["image_share"])[order]
-    _class_bars(axes, shares, order, class_set, named=True)
+    _class_axis(axes, order, class_set, named=True)
+    axes.barh(
+        np.arange(len(order)), shares, 0.72, color=class_colours(class_set)[order], edgecolor=FAINT, linewidth=0.4
+    )
     for place, share in enumerate(shares):
         axes.text(share + 1.5, place, f"{share:.0f}", va="center", fontsize=7)
     label = "images that hold the class (%)"
@@ -120,24 +124,39 @@ def _draw_image_share(
 
 
 def _draw_pixel_share(axes: Axes, analysis: dict[str, Any], class_set: ClassSet) -> None:
+    """Dots, not bars: a logarithmic axis has no zero for bars to stand on."""
     order = _by_pixels(analysis)
     shares = 100 * numbers(analysis["pixel_share"])[order]
-    low = 10 ** np.floor(np.log10(max(min(shares[shares > 0], default=1), 1e-3)) - 0.3)
-    _class_bars(axes, np.maximum(shares, low), order, class_set, named=False)
+    low = min(shares[shares > 0], default=1) / 2
+    _class_axis(axes, order, class_set, named=False)
+    axes.hlines(np.arange(len(order)), low, 100, color=GRID, linewidth=0.5, zorder=0)
+    colours = class_colours(class_set)[order]
     for place, share in enumerate(shares):
-        axes.text(max(share, low) * 1.12, place, percent(share), va="center", fontsize=7)
+        if not share:
+            axes.annotate("none", (low, place), (3, 0), textcoords="offset points", va="center", fontsize=7)
+            continue
+        axes.plot(share, place, "o", color=colours[place], markeredgecolor=INK, markeredgewidth=0.5, markersize=6)
+        side = -1 if share > 40 else 1  # no room between a large share's dot and 100 %
+        axes.annotate(
+            percent(share),
+            (share, place),
+            (5 * side, 0),
+            textcoords="offset points",
+            ha="left" if side > 0 else "right",
+            va="center",
+            fontsize=7,
+        )
     axes.set_xscale("log")
-    axes.set(xlim=(low, 300), xlabel="pixels (%, log scale)")
+    axes.set(xlim=(low, 100), xlabel="pixels (%, log scale)")
     axes.xaxis.set_major_locator(LogLocator(10, numticks=6))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value <= 100 else ""))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_title("Pixel share")
 
 
-def _class_bars(axes: Axes, values: np.ndarray, order: np.ndarray, class_set: ClassSet, named: bool) -> None:
-    places = np.arange(len(order))
-    axes.barh(places, values, 0.72, color=class_colours(class_set)[order], edgecolor=FAINT, linewidth=0.4)
-    axes.set_yticks(places, [class_set.names[c] for c in order] if named else [])
+def _class_axis(axes: Axes, order: np.ndarray, class_set: ClassSet, named: bool) -> None:
+    """A row per class, from above, in this order."""
+    axes.set_yticks(np.arange(len(order)), [class_set.names[c] for c in order] if named else [])
     for tick, c in zip(axes.get_yticklabels(), order, strict=named):
         tick.set_fontweight("bold" if class_set.small[c] else "normal")
     axes.set_ylim(len(order) - 0.4, -0.6)
@@ -150,6 +169,7 @@ def _draw_classes_per_image(axes: Axes, analysis: dict[str, Any], contrast: dict
     shares = 100 * np.bincount(counts) / max(len(counts), 1)
     places = np.arange(len(shares))
     axes.bar(places[1:], shares[1:], 0.8, color="#0072b2", label=f"this data: mean {counts.mean():.1f}")
+    title = "Classes per image"
     if contrast and contrast.get("classes_per_image"):
         other = numbers(contrast["classes_per_image"])
         other = 100 * other / other.sum()
@@ -157,14 +177,16 @@ def _draw_classes_per_image(axes: Axes, analysis: dict[str, Any], contrast: dict
         edges = np.arange(len(other) + 1) + 0.5
         axes.stairs(other, edges, color=CONTRAST_COLOUR, linewidth=1.4, label=f"{contrast['name']}: mean {mean:.1f}")
         shares = np.concatenate([shares, other])
+        axes.legend(loc="upper left")
+    else:
+        title += f" (mean {counts.mean():.1f})"
     axes.set(xlabel="classes in an image", ylabel="images (%)", xlim=(0.4, len(places) - 0.4))
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 5, 10)))
     axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= 100])
-    axes.set_ylim(0, (1.45 if contrast else 1.25) * shares.max())
+    axes.set_ylim(0, (1.45 if contrast else 1.1) * shares.max())
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y")
-    axes.legend(loc="upper left")
-    axes.set_title("Classes per image")
+    axes.set_title(title)
 
 
 def _draw_cooccurrence(axes: Axes, analysis: dict[str, Any], class_set: ClassSet, numbered: bool) -> None:
@@ -188,13 +210,13 @@ def _draw_object_sizes(
         areas = numbers(analysis["object_areas"].get(name, [])) / image
         if len(areas):
             rows.append((name, 100 * areas, colours[c], class_set.small[c]))
-    rows.sort(key=lambda row: -np.median(row[1]))
+    rows.sort(key=lambda row: -pixel_quantiles(row[1])[2])
     if contrast and contrast.get("object_areas"):
         rows.append((contrast["name"], 100 * numbers(contrast["object_areas"]), CONTRAST_COLOUR, False))
-    boxes = axes.boxplot(
-        [row[1] for row in rows],
+    keys = ("whislo", "q1", "med", "q3", "whishi")
+    boxes = axes.bxp(
+        [dict(zip(keys, pixel_quantiles(row[1]), strict=True)) for row in rows],
         orientation="horizontal",
-        whis=(5, 95),
         showfliers=False,
         patch_artist=True,
         widths=0.68,
@@ -218,6 +240,17 @@ def _draw_object_sizes(
     axes.set_xlabel("object size (% of the image, log scale)")
     axes.grid(axis="x")
     axes.set_title("Object sizes")
+
+
+def pixel_quantiles(areas: np.ndarray) -> np.ndarray:
+    """5th, 25th, 50th, 75th and 95th percentile of object areas, every object counting by its area: (5,).
+
+    A pixel drawn at random from the class lies in an object of at most the q-th percentile's area with probability q.
+    Counting objects instead would tell about the crumbs that are left of the sky between twigs and wires.
+    """
+    ordered = np.sort(areas)
+    reached = np.cumsum(ordered) / ordered.sum()
+    return ordered[np.minimum(np.searchsorted(reached, (0.05, 0.25, 0.5, 0.75, 0.95)), len(ordered) - 1)]
 
 
 def draw_matrix(

@@ -61,7 +61,7 @@ def pick_rows(per_image: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     middle = len(scored) // 2
     candidates = {
         "best": scored,
-        "median": sorted(scored, key=lambda row: abs(scored.index(row) - middle)),
+        "median": [row for _, row in sorted(enumerate(scored), key=lambda place: abs(place[0] - middle))],
         "worst": scored[::-1],
         "most small objects": crowded,
     }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from carblib import params as parameters
 from carblib.figures_curves import (
@@ -16,21 +18,19 @@ from carblib.figures_curves import (
     training_curves,
 )
 from carblib.figures_images import region_maps
-from carblib.readers import Split, open_split
-from carblib.results import MAIN_FIRST, Missing, RunResults, read_regions, region_folders, variant_label
-from carblib.style import FigureRecord, PaperFigure, figure_record
+from carblib.figures_run_data import Drawn, image_index, images_of, open_data
+from carblib.results import (
+    MAIN_FIRST,
+    Missing,
+    RunResults,
+    abbreviations,
+    read_regions,
+    region_folders,
+    variant_label,
+)
+from carblib.style import PaperFigure, figure_record
 
-Drawn = tuple[PaperFigure, FigureRecord]
 REGION_MAPS = 4  # iterations shown of one image
-
-
-def image_index(split: Split, name: str) -> int:
-    """Return the place of an image in its split. Raises Missing where the data no longer holds it."""
-    if name not in split.names:
-        raise Missing(
-            f"image {name} is no longer in split {split.name} of {split.image_paths[0].parent}; evaluate again"
-        )
-    return split.names.index(name)
 
 
 def warmup_of(results: RunResults, variant: str) -> int | None:
@@ -49,9 +49,30 @@ def _trained(results: RunResults, have: dict[str, Any], what: str) -> str:
     return variant
 
 
-def _of_training(results: RunResults, variant: str, figure: PaperFigure, caption: str, alt: str) -> Drawn:
-    split = results.params.val_split
-    return figure, figure_record(results.params, caption, alt, split, checkpoint=f"train/{variant}, over training")
+def watched_images(results: RunResults) -> int:
+    """Return on how many validation images the trainings were watched (`val_images`, at most all; see monitor.Monitor).
+
+    0 where neither an evaluation nor the dataset tells how many images the split has.
+    """
+    total = images_of(results, results.params.val_split)
+    return min(results.params.val_images or total, total)
+
+
+def _of_training(
+    results: RunResults, variants: Sequence[str], figure: PaperFigure, caption: str, alt: str, batches: bool = False
+) -> Drawn:
+    """Complete a figure of these trainings; `batches`: it shows the training batches, too."""
+    params = results.params
+    record = figure_record(
+        params,
+        f"{caption} {abbreviations(variants)}",
+        alt,
+        params.val_split,
+        watched_images(results),
+        ", ".join(f"train/{variant}" for variant in variants) + ", over training",
+        batches=params.train_split if batches else "",
+    )
+    return figure, record
 
 
 def one_training(results: RunResults) -> Drawn:
@@ -59,14 +80,14 @@ def one_training(results: RunResults) -> Drawn:
     variant = _trained(results, results.logs, "train/<variant>/log.csv")
     log, warmup = results.logs[variant], warmup_of(results, variant)
     caption = (
-        f"Training of {variant_label(variant)}: cross-entropy of the regions in both views, weight λ of the noisy "
-        "region, share of the consistent region in the training batches, and scores on validation images."
+        f"Training of {variant_label(variant)}: in the training batches, cross-entropy of the regions in both views, "
+        "weight λ of the noisy region and share of the consistent region; on validation images, the scores."
     )
     alt = f"Four line charts over {int(log['iteration'].max())} iterations."
     weights = log["weight"].dropna()
     if warmup is not None and len(weights):
         caption += f" λ ends at {weights.tail(3).mean():.2g}."
-    return _of_training(results, variant, training_curves(log, warmup), caption, alt)
+    return _of_training(results, [variant], training_curves(log, warmup), caption, alt, batches=True)
 
 
 def all_trainings(results: RunResults) -> Drawn:
@@ -75,13 +96,15 @@ def all_trainings(results: RunResults) -> Drawn:
         raise Missing("train/<variant>/log.csv of two variants are needed; notebook 03_train makes them")
     warmup = next((w for w in (warmup_of(results, variant) for variant in results.logs) if w is not None), None)
     caption = (
-        "All trainings: scores on validation images, weight λ of the noisy region, and share of the consistent region "
-        "in the training batches. The ceiling is trained on true masks."
+        "All trainings: on validation images, the scores; in the training batches, weight λ of the noisy region and "
+        "share of the consistent region."
+        + (" The ceiling is trained on true masks." if "ceiling" in results.logs else "")
     )
-    names = ", ".join(variant_label(variant) for variant in results.logs)
-    return _of_training(
-        results, "<variant>", compare_trainings(results.logs, warmup), caption, f"Four line charts: {names}."
-    )
+    ends = [(variant_label(variant), log["val_miou"].dropna()) for variant, log in results.logs.items()]
+    words = ", ".join(f"{name} {100 * scores.iloc[-1]:.1f}" for name, scores in ends if len(scores))
+    alt = f"Four line charts. Validation mIoU in percent at the end: {words}."
+    figure = compare_trainings(results.logs, warmup)
+    return _of_training(results, list(results.logs), figure, caption, alt, batches=True)
 
 
 def region_weights(results: RunResults) -> Drawn:
@@ -93,15 +116,24 @@ def region_weights(results: RunResults) -> Drawn:
     last = have[variant].dropna(subset=["weight"])
     last = last[last["iteration"] == last["iteration"].max()].set_index("class")["weight"]
     caption = (
-        f"Weight λ of the noisy region per class over the training of {variant_label(variant)}. The smaller a class's "
-        "λ, the less it is learnt from pixels on which network and CLIP disagree. Small classes thick and bold."
+        f"Weight λ of the noisy region per class over the training of {variant_label(variant)}, noted at validations "
+        f"after the warm-up of {warmup_of(results, variant)} iterations. The smaller a class's λ, the less it is "
+        "learnt from pixels on which network and CLIP disagree. Small classes thick, orange and bold."
     )
     alt = (
-        f"A line per class; at the end λ is smallest for {last.idxmin()} ({last.min():.2g}) and largest for "
-        f"{last.idxmax()} ({last.max():.2g})."
+        f"A line per class; at the end λ is smallest for {_classes_at(last, last.min())} and largest for "
+        f"{_classes_at(last, last.max())}."
     )
-    figure = region_weight_curves(have[variant], results.params.class_set, warmup_of(results, variant))
-    return _of_training(results, variant, figure, caption, alt)
+    figure, params = region_weight_curves(have[variant], results.params.class_set), results.params
+    caption = f"{caption} {abbreviations([variant])}"
+    images, checkpoint = images_of(results, params.train_split), f"train/{variant}, over training"
+    return figure, figure_record(params, caption, alt, params.train_split, images, checkpoint)
+
+
+def _classes_at(weights: pd.Series, value: float) -> str:
+    """Name all classes whose weight is shown as this value: "pedestrian and bicyclist (1)"."""
+    names = [str(name) for name, weight in weights.items() if f"{weight:.2g}" == f"{value:.2g}"]
+    return ", ".join(names[:-1]) + (" and " if len(names) > 1 else "") + f"{names[-1]} ({value:.2g})"
 
 
 def reliability(results: RunResults) -> Drawn:
@@ -119,7 +151,7 @@ def reliability(results: RunResults) -> Drawn:
         "the others."
     )
     figure = reliability_curves(rows, classes, warmup_of(results, variant))
-    return _of_training(results, variant, figure, caption, alt)
+    return _of_training(results, [variant], figure, caption, alt)
 
 
 def regions(results: RunResults) -> Drawn:
@@ -135,16 +167,16 @@ def regions(results: RunResults) -> Drawn:
     kept = [iteration for iteration, folder in folders.items() if (folder / f"{name}.npz").is_file()]
     chosen = spread_evenly(kept, REGION_MAPS, warmup)
     regions = {iteration: read_regions(folders[iteration] / f"{name}.npz") for iteration in chosen}
-    split = open_split(results.params, results.params.val_split)
+    split = open_data(results, results.params.val_split)
     image = split.image(image_index(split, name))
     caption = (
-        f"Reliable regions of one image ({name}) over the training of {variant_label(variant)}. Upper row: "
-        "CLIP's labels where the network agrees; the noisy region is blank. Lower row: the network's prediction among "
-        "the classes present."
+        f"Reliable regions of image {name} over the training of {variant_label(variant)}: of {len(names)} watched "
+        "images, the one with most classes in CLIP's mask. Upper row: CLIP's labels where the network agrees; the "
+        f"noisy region is blank. Lower row: the network's prediction among the classes present. "
+        f"{abbreviations([variant])}"
     )
     shares = ", ".join(f"{100 * regions[i]['consistent'].mean():.0f} % at {i}" for i in chosen)
-    figure = region_maps(image, regions, results.params.class_set, warmup)
-    record = figure_record(
-        results.params, caption, f"Region maps of one image; consistent: {shares}.", split.name, 1, f"train/{variant}"
-    )
+    alt = f"Region maps of one image; consistent: {shares}."
+    figure, shown = region_maps(image, regions, results.params.class_set, warmup), f"train/{variant}, over training"
+    record = figure_record(results.params, caption, alt, split.name, 1, shown, chosen_of=len(split))
     return figure, record

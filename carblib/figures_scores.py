@@ -1,4 +1,4 @@
-"""Charts of the scores, drawn from evaluation/*.json, maskers.json and ablations.json.
+"""Charts of the scores, drawn from evaluation/<split>/*.json and maskers.json.
 
 Every function takes what these files hold and returns a figure. Scores come as 0–1 and are shown in percent. Names of
 small classes are bold.
@@ -11,12 +11,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 
 from carblib.classes import ClassSet
 from carblib.figures_data import MOST_NUMBERED, draw_matrix, percent
-from carblib.results import in_order, numbers, variant_label
+from carblib.results import numbers, variant_label
 from carblib.style import (
     COLUMN,
     FAINT,
@@ -24,12 +22,12 @@ from carblib.style import (
     INK,
     MARKERS,
     PAGE,
-    SPARE_COLOURS,
     PaperFigure,
     legend_columns,
     new_figure,
     paper_style,
     variant_colours,
+    variant_line,
 )
 
 Evaluation = dict[str, Any]
@@ -48,18 +46,17 @@ def iou_bars(evaluations: Sequence[Evaluation], class_set: ClassSet) -> PaperFig
     width = 0.84 / len(evaluations)
     for i, evaluation in enumerate(evaluations):
         values, spans = _with_means(evaluation, order)
-        errors = np.clip(np.abs(spans - values[:, None]).T, 0, None)
+        middles = places + (i + 0.5) * width - 0.42
         axes.bar(
-            places + (i + 0.5) * width - 0.42,
+            middles,
             np.nan_to_num(values),
             width,
             color=colours[evaluation["variant"]],
             edgecolor="white",
             linewidth=0.3,
             label=variant_label(evaluation["variant"]),
-            yerr=np.nan_to_num(errors),
-            error_kw={"elinewidth": 0.6, "ecolor": FAINT},
         )
+        _draw_intervals(axes, middles, spans)
     labels = [f"{class_set.names[c]} {percent(shares[c])} %" for c in order] + ["mean", "small mean"]
     axes.set_xticks(places, labels, rotation=40, ha="right", rotation_mode="anchor")
     for tick, small in zip(axes.get_xticklabels(), [*(class_set.small[c] for c in order), False, True], strict=True):
@@ -70,6 +67,13 @@ def iou_bars(evaluations: Sequence[Evaluation], class_set: ClassSet) -> PaperFig
     axes.grid(axis="y")
     figure.legend(loc="outside upper center", ncols=legend_columns(figure, _labels(evaluations)))
     return figure
+
+
+def _draw_intervals(axes: Axes, places: np.ndarray, spans: np.ndarray) -> None:
+    """Intervals (N, 2) as dark lines with a white rim, which shows them on black bars and on white paper alike."""
+    known = ~np.isnan(spans).any(1) & (spans[:, 1] > spans[:, 0])
+    for colour, width in (("white", 1.8), (INK, 0.7)):
+        axes.vlines(places[known], *spans[known].T, color=colour, linewidth=width, zorder=3)
 
 
 def _labels(evaluations: Sequence[Evaluation]) -> list[str]:
@@ -101,32 +105,28 @@ def object_size_curves(evaluations: Sequence[Evaluation], class_name: str = "") 
         for label, count in zip(evaluations[0]["objects"]["labels"], tables[0]["count"], strict=True)
     ]
     places = np.arange(len(labels))
-    top = 100 * np.nanmax([numbers(table[key]) for table in tables for key in ("recall", "iou")], initial=0.2)
-    for axes, key, title in zip(figure.subplots(1, 2, sharex=True), ("recall", "iou"), ("Recall", "IoU"), strict=True):
-        for i, (evaluation, table) in enumerate(zip(evaluations, tables, strict=True)):
+    panels = figure.subplots(1, 2, sharex=True)
+    for axes, key, unit in zip(panels, ("recall", "iou"), ("recall (%)", "IoU (%)"), strict=True):
+        for i, evaluation in enumerate(evaluations):
+            # Lines on top of each other stay visible: `variant_line`, and each stands a little to the side.
             axes.plot(
-                places,
-                100 * numbers(table[key]),
+                places + 0.06 * (i - (len(evaluations) - 1) / 2),
+                100 * numbers(tables[i][key]),
                 color=colours[evaluation["variant"]],
                 marker=MARKERS[i % len(MARKERS)],
-                linestyle=_line(evaluation["variant"]),
+                **variant_line(evaluation["variant"]),
+                markeredgecolor="white",
+                markeredgewidth=0.4,
+                markersize=5,
                 label=variant_label(evaluation["variant"]) if key == "iou" else None,
             )
+        top = 100 * np.nanmax([numbers(table[key]) for table in tables], initial=0.01)
         axes.set_xticks(places, labels)
-        axes.set(
-            xlim=(-0.3, len(places) - 0.7),
-            ylim=(-0.03 * top, min(1.12 * top, 103)),
-            ylabel=f"{class_name or 'small'} objects (%)",
-        )
-        axes.set_xlabel("object size")
+        axes.set(xlim=(-0.35, len(places) - 0.65), ylim=(-0.05 * top, min(1.08 * top, 103)), ylabel=unit)
+        axes.set_xlabel(f"size of {class_name or 'small'} objects")
         axes.grid(axis="y")
-        axes.set_title(title)
     figure.legend(loc="outside upper center", ncols=legend_columns(figure, _labels(evaluations)), handlelength=2.6)
     return figure
-
-
-def _line(variant: str) -> str:
-    return "--" if variant.startswith("pseudo_masks") else ":" if variant == "ceiling" else "-"
 
 
 @paper_style()
@@ -144,7 +144,7 @@ def gain_over(reference: Evaluation, evaluations: Sequence[Evaluation], class_se
         gain = _with_means(evaluation, order)[0] - base
         axes.plot(
             gain,
-            places,
+            places + 0.4 * ((i + 0.5) / len(evaluations) - 0.5),  # equal gains do not hide each other
             linestyle="none",
             marker=MARKERS[i % len(MARKERS)],
             color=colours[evaluation["variant"]],
@@ -227,53 +227,6 @@ def _write_values(axes: Axes, values: np.ndarray, places: np.ndarray, form: str)
         )
 
 
-@paper_style()
-def ablation_plot(rows: Sequence[dict[str, Any]]) -> PaperFigure:
-    """Ablations: mIoU and small-class mean per variant, a tick per seed, mean and standard deviation over seeds.
-
-    `rows`: {variant, path, masker, seed, miou, small_miou} as in ablations.json; colours are paths, symbols maskers.
-    """
-    variants = in_order({row["variant"] for row in rows})
-    paths, maskers = (list(dict.fromkeys(row[key] for row in rows)) for key in ("path", "masker"))
-    colours = dict(zip(paths, ("#0072b2", "#e69f00", "#cc79a7", *SPARE_COLOURS), strict=False))
-    markers = dict(zip(maskers, MARKERS, strict=False))
-    settings = [(path, masker) for path in paths for masker in maskers]
-    figure = new_figure(PAGE, 1.0 + len(variants) * (0.16 + 0.11 * len(settings)))
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, key, title in zip(panels, ("miou", "small_miou"), ("mIoU (%)", "small-class mean (%)"), strict=True):
-        for i, (path, masker) in enumerate(settings):
-            chosen = [row for row in rows if (row["path"], row["masker"]) == (path, masker)]
-            offset = 0.76 * ((i + 0.5) / len(settings) - 0.5)
-            for place, variant in enumerate(variants):
-                values = 100 * numbers([row[key] for row in chosen if row["variant"] == variant])
-                _draw_seeds(axes, values[~np.isnan(values)], place + offset, colours[path], markers[masker])
-        for place in range(1, len(variants)):
-            axes.axhline(place - 0.5, color=GRID, linewidth=0.5)
-        axes.set_xlabel(title)
-        axes.grid(axis="x")
-        axes.tick_params(axis="y", length=0)
-    panels[0].set_yticks(range(len(variants)), [variant_label(variant) for variant in variants])
-    panels[0].set_ylim(len(variants) - 0.5, -0.5)
-    handles = [Patch(color=colours[path], label=path_label(path)) for path in paths]
-    handles += [
-        Line2D(
-            [], [], color=FAINT, marker=markers[masker], linestyle="none", label=f"{masker} masker".replace("_", " ")
-        )
-        for masker in maskers
-    ]
-    columns = legend_columns(figure, [handle.get_label() for handle in handles])
-    figure.legend(handles=handles, loc="outside upper center", ncols=columns)
-    return figure
-
-
 def path_label(path: str) -> str:
     """Name a path of the ablations: dual, single, or single with CRF."""
     return f"{path.replace('_crf', ' + CRF').replace('_', ' ')} path"
-
-
-def _draw_seeds(axes: Axes, values: np.ndarray, place: float, colour: str, marker: str) -> None:
-    if not len(values):
-        return
-    spread = values.std(ddof=1) if len(values) > 1 else 0.0
-    axes.plot(values, np.full(len(values), place), linestyle="none", marker="|", color=colour, markersize=5, alpha=0.6)
-    axes.errorbar(values.mean(), place, xerr=spread, fmt=marker, color=colour, markersize=4, elinewidth=1)

@@ -1,12 +1,14 @@
 """How good pseudo-masks are before anything is trained: the ways of making them, side by side on one split.
 
 The paper's way stands first; every other one changes one thing about it. `python -m carblib.mask_quality params/x.yaml`
-writes runs/<run>/maskers.json, from which the figure and the table are drawn.
+writes runs/<run>/maskers.json, from which the figure and the table are drawn. What figures of single images need is
+saved by `save_similarity` and `save_examples`.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +23,6 @@ from carblib import __version__, files
 from carblib.clip_models import ClipModel
 from carblib.errors import CarbError, cli
 from carblib.evaluate import confusion, iou, mean_of, resize_mask
-from carblib.figures import GridRow
 from carblib.infer import torch_device
 from carblib.labels import training_labels
 from carblib.masker import Masker, build_masker, pseudo_mask
@@ -29,7 +30,6 @@ from carblib.params import Params, add_arguments, from_arguments
 from carblib.progress import bar_options
 from carblib.pseudo_masks import middle_scale, tiled_local_masks
 from carblib.readers import Split, open_split
-from carblib.style import truth_name
 from carblib.transforms import load_sized
 
 LOCAL = "local_views"
@@ -134,27 +134,52 @@ def _plain(value: Any) -> float | None:
 
 
 @torch.inference_mode()
-def example_rows(params: Params, split: Split, chosen: Mapping[str, str]) -> list[GridRow]:
-    """Return rows of a qualitative grid for images {title: name}: masks without labels, with them, from local views.
+def save_similarity(params: Params, split: Split, maps: int = 5) -> Path:
+    """Save CLIP's similarity maps of the image with most classes by its labels, and its pseudo-mask, for the figure.
 
-    With the truth where the split has it. Masks are made here and now with the run's masker.
+    Writes runs/<run>/similarity_maps.npz and returns its path: split, name; words (K,) of at most `maps` classes, small
+    ones first; similarity (K, h, w) float32 cosine; mask (H, W) uint8.
+    """
+    device, small = torch_device(params), split.class_set.small_ids
+    masker, labels = build_masker(params, device), training_labels(params, split)
+    i = int(labels.sum(1).argmax())
+    present = np.flatnonzero(labels[i])
+    own = [c for c in present if c in small][: max(1, maps // 2 + 1)]
+    shown = [*own, *[c for c in present if c not in small]][:maps]
+    image = load_sized(split.image(i), params.image_size).to(device)
+    saved = {
+        "split": np.array(split.name),
+        "name": np.array(split.names[i]),
+        "words": np.array([split.class_set.words[c][0] for c in shown]),
+        "similarity": masker.similarity(image[None])[0].float().cpu().numpy()[shown],
+        "mask": _mask(masker, image, torch.from_numpy(labels[i]).to(device), params, False),
+    }
+    return _save(params.run_dir / "similarity_maps.npz", saved)
+
+
+@torch.inference_mode()
+def save_examples(params: Params, split: Split, chosen: Mapping[str, str]) -> Path:
+    """Save masks made without image-level labels of some images {rule: name}, to be shown beside those made with them.
+
+    Writes runs/<run>/mask_examples.npz and returns its path: split; rules and names (N,); no_labels (N, H, W) uint8.
+    The other masks are those of `pseudo_masks.export_masks`.
     """
     device = torch_device(params)
-    masker, labels = build_masker(params, device), training_labels(params, split)
-    rows = []
-    for title, name in chosen.items():
-        i = split.names.index(name)
-        image, known = load_sized(split.image(i), params.image_size).to(device), torch.from_numpy(labels[i]).to(device)
+    masker, masks = build_masker(params, device), []
+    for name in chosen.values():
+        image = load_sized(split.image(split.names.index(name)), params.image_size).to(device)
         similarity = masker.similarity(image[None])
-        masks = {
-            "no labels": pseudo_mask(similarity, None, params.image_size, "none")[0].cpu().numpy(),
-            "with labels": _mask(masker, image, known, params, False),
-            "local views": _mask(masker, image, known, params, True),
-        }
-        if split.has_masks:
-            masks[truth_name(params)] = split.mask(i)
-        rows.append(GridRow(title, split.image(i), masks))
-    return rows
+        masks.append(pseudo_mask(similarity, None, params.image_size, "none")[0].cpu().numpy())
+    names = {"rules": np.array(list(chosen)), "names": np.array(list(chosen.values()))}
+    saved = {"split": np.array(split.name), **names, "no_labels": np.stack(masks)}
+    return _save(params.run_dir / "mask_examples.npz", saved)
+
+
+def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> Path:
+    data = io.BytesIO()
+    np.savez_compressed(data, **arrays)
+    files.write_bytes(path, data.getvalue())
+    return path
 
 
 def main() -> int:

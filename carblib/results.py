@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,19 @@ from carblib.errors import CarbError
 from carblib.files import read_json
 from carblib.params import Params, load_params
 
-# Reading order of the variants in every legend, table and grid: from CLIP's masks to the true-mask ceiling.
+# Words for the variants in every legend, table and grid, in reading order: from CLIP's masks to the true-mask ceiling.
 VARIANT_LABELS = {
     "pseudo_masks": "CLIP masks",
     "pseudo_masks_global": "CLIP masks",
     "pseudo_masks_local": "CLIP masks, local views",
     "plain": "plain cross-entropy",
-    "glv": "+ global-local",
-    "carb": "+ CARB",
-    "full": "+ both (paper)",
-    "ours": "+ both (ours)",
+    "glv": "GLV only",
+    "carb": "CARB only",
+    "full": "GLV + CARB (paper)",
+    "ours": "GLV + CARB per class (ours)",
     "ceiling": "true masks (ceiling)",
 }
+ABBREVIATIONS = {"GLV": "global-local views", "CARB": "consistency-aware region balancing"}
 # The trained variant that stands for a run is the first of these that it has.
 MAIN_FIRST = ("ours", "full", "carb", "glv", "plain")
 LOG_COLUMNS = ("iteration", "loss", "weight", "consistent_share", "val_miou")
@@ -78,6 +80,13 @@ class Missing(Exception):
 def variant_label(variant: str) -> str:
     """Return the words a figure or table shows for a variant."""
     return VARIANT_LABELS.get(variant, variant.replace("_", " "))
+
+
+def abbreviations(variants: Iterable[str]) -> str:
+    """Return a sentence that spells out the abbreviations in these variants' labels, "" where there are none."""
+    used = " ".join(map(variant_label, variants)).split()
+    spelt = [f"{short}: {words}" for short, words in ABBREVIATIONS.items() if short in used]
+    return "; ".join(spelt) + "." if spelt else ""
 
 
 def in_order(variants: Any) -> list[str]:
@@ -160,11 +169,16 @@ def region_folders(results: RunResults, variant: str) -> dict[int, Path]:
 
 def read_regions(path: Path) -> dict[str, np.ndarray]:
     """Read one image's region maps: pseudo_mask and prediction (H, W) uint8, consistent (H, W) bool."""
+    return read_arrays(path, ("pseudo_mask", "prediction", "consistent"), "train again")
+
+
+def read_arrays(path: Path, keys: Sequence[str], remedy: str) -> dict[str, np.ndarray]:
+    """Read these arrays of an npz file. Raises CarbError, with the remedy, where it is damaged or lacks one."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return {key: arrays[key] for key in ("pseudo_mask", "prediction", "consistent")}
+            return {key: arrays[key] for key in keys}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise CarbError(f"{path}: damaged region map ({error}); delete its folder or train again") from error
+        raise CarbError(f"{path}: damaged ({error}); delete it and {remedy}") from error
 
 
 def numbers(values: Any) -> np.ndarray:

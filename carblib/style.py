@@ -36,7 +36,7 @@ INK, FAINT, GRID = "#222222", "#767676", "#dddddd"
 VARIANT_COLOURS = {
     "pseudo_masks": "#bbbbbb",
     "pseudo_masks_global": "#bbbbbb",
-    "pseudo_masks_local": "#777777",
+    "pseudo_masks_local": "#8c8c8c",
     "plain": "#e69f00",
     "glv": "#56b4e9",
     "carb": "#cc79a7",
@@ -45,7 +45,7 @@ VARIANT_COLOURS = {
     "ceiling": "#000000",
 }
 SPARE_COLOURS = ("#d55e00", "#882255", "#999933", "#332288", "#aa4499", "#117733")
-MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">")
+MARKERS = ("o", "s", "D", "^", "v", ">", "<", "P", "X")
 DATA_NAMES = {
     "scenes": "rendered scenes",
     "camvid": "CamVid",
@@ -139,6 +139,19 @@ def variant_colours(variants: Sequence[str]) -> dict[str, str]:
     return {variant: VARIANT_COLOURS.get(variant) or spare[variant] for variant in variants}
 
 
+def variant_line(variant: str) -> dict[str, Any]:
+    """Return line style and width of a variant's curve, such that one that lies on another lets it show.
+
+    Variants that differ in balancing alone are equal until the warm-up ends: plain and carb, glv, full and ours.
+    """
+    if variant.startswith("pseudo_masks"):
+        return {"linestyle": (0, (3, 1.5)), "linewidth": 1.4}
+    if variant in ("plain", "glv"):
+        return {"linestyle": "-", "linewidth": 2.6}
+    dashes = {"carb": (0, (4, 2)), "ours": (0, (4, 2)), "ceiling": (0, (1, 1.5))}
+    return {"linestyle": dashes.get(variant, "-"), "linewidth": 1.3}
+
+
 def class_colours(class_set: ClassSet) -> np.ndarray:
     """Return the palette as (C, 3) floats 0–1."""
     return np.array(class_set.palette, float) / 255
@@ -200,12 +213,15 @@ def shrink(picture: np.ndarray, width: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class FigureRecord:
-    """What a figure shows and where it comes from; written beside it as JSON."""
+    """What a figure shows and where it comes from; written beside it as JSON. `seed` holds several where they differ.
+
+    `images` counts those shown or measured, all of the split or some.
+    """
 
     run: str
     data: str
     split: str
-    seed: int
+    seed: int | tuple[int, ...]
     checkpoint: str
     images: int
     version: str
@@ -214,20 +230,41 @@ class FigureRecord:
 
 
 def figure_record(
-    params: Params, caption: str, alt: str, split: str = "", images: int = 0, checkpoint: str = "none"
+    params: Params,
+    caption: str,
+    alt: str,
+    split: str = "",
+    images: int = 0,
+    checkpoint: str = "none",
+    *,
+    chosen_of: int = 0,
+    batches: str = "",
+    seeds: Sequence[int] = (),
 ) -> FigureRecord:
     """Complete a caption (one or more sentences) with data, split, number of images, seed, checkpoint and version.
 
-    `checkpoint` says which trained network a figure rests on, "none" for CLIP's masks and for the data alone.
+    `checkpoint` says which trained networks a figure rests on, "none" for CLIP's masks and for the data alone.
+    `chosen_of`: of how many images of the split `images` were chosen by rule. `batches`: the split whose training
+    batches are shown as well. `seeds` default to the parameters' one.
     """
-    data = data_name(params)
-    source = [f"Data: {data}" + (f", split {split}" if split else "") + (f" ({images} images)" if images else "")]
+    data, seeds = data_name(params), tuple(seeds) or (params.seed,)
+    number = f"{images} of {chosen_of} images, chosen by rule" if chosen_of > images else plural(images, "image")
+    source = f"Data: {data}" + (f", split {split}" if split else "") + (f" ({number})" if images else "")
+    parts = [source + (f", and training batches of split {batches}" if batches else "")]
     if params.clip == "small":
-        source.append("CLIP: a small one trained on rendered scenes only")
-    source.append(f"seed {params.seed}")
-    source.append("no trained network" if checkpoint == "none" else f"checkpoint {checkpoint}")
-    caption = f"{caption.strip()} {'; '.join(source)}; carblib {__version__}."
-    return FigureRecord(params.run, data, split, params.seed, checkpoint, images, __version__, caption, alt.strip())
+        parts.append("CLIP: a small one trained on rendered scenes only")
+    parts.append(f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}")
+    several = "s" if "," in checkpoint.removesuffix(", over training") else ""
+    parts.append("no trained network" if checkpoint == "none" else f"checkpoint{several} {checkpoint}")
+    caption = f"{caption.strip()} {'; '.join(parts)}; carblib {__version__}."
+    splits = " and ".join(dict.fromkeys(name for name in (batches, split) if name))
+    seed = seeds[0] if len(seeds) == 1 else seeds
+    return FigureRecord(params.run, data, splits, seed, checkpoint, images, __version__, caption, alt.strip())
+
+
+def plural(number: int, thing: str) -> str:
+    """Write a number of things: 1 image, 3 images."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def data_name(params: Params) -> str:

@@ -7,11 +7,8 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
-import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,106 +17,12 @@ import numpy as np
 from carblib.classes import ClassSet
 from carblib.errors import cli
 from carblib.figures_scores import path_label
-from carblib.files import write_text
 from carblib.params import load_params, project_root
-from carblib.results import RunResults, in_order, load_results, numbers, variant_label
+from carblib.results import RunResults, abbreviations, in_order, load_results, numbers, variant_label
 from carblib.style import data_name
+from carblib.tables_form import Cell, Table, drop_constant, write_table
 
 Evaluation = dict[str, Any]
-WIDE = 7  # columns beyond which a LaTeX table needs the whole page
-_LATEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}"}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One cell: a text, or a value with what stands beside it (an interval, a spread). `rank` 1 = best, 2 = second."""
-
-    text: str
-    beside: str = ""
-    rank: int = 0
-    values: tuple[float | None, ...] = ()  # for the CSV: value, then low and high or spread
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of any of these forms. `columns` are the titles, `align` their alignment, a letter l or r each.
-
-    `csv_columns[i]` names what column i holds in CSV: its text, or its numbers and last its rank.
-    """
-
-    title: str
-    columns: tuple[str, ...]
-    align: str
-    rows: tuple[tuple[Cell, ...], ...]
-    csv_columns: tuple[tuple[str, ...], ...]
-    note: str = ""
-
-    @property
-    def caption(self) -> str:
-        """Title and note in one line."""
-        return f"{self.title} {self.note}".strip()
-
-    def markdown(self) -> str:
-        """Return Markdown: best bold, second-best in italics."""
-        lines = [self.columns, ["---" if side == "l" else "---:" for side in self.align]]
-        for row in self.rows:
-            lines.append([_beside(_mark(cell, "**{}**", "*{}*"), cell.beside) for cell in row])
-        body = "\n".join("| " + " | ".join(str(cell).replace("|", r"\|") for cell in line) + " |" for line in lines)
-        return f"{body}\n\n{self.caption} Best **bold**, second-best *italic*.\n"
-
-    def latex(self, label: str = "") -> str:
-        r"""Return a LaTeX table (needs booktabs): best \textbf, second-best \underline, intervals in small type.
-
-        A table of many columns spans both text columns and turns its titles (needs graphicx).
-        """
-        wide = len(self.columns) > WIDE
-        titles = [_escape(title) for title in self.columns]
-        if wide:
-            titles = [titles[0], *(rf"\rotatebox{{90}}{{{title}}}" for title in titles[1:])]
-        body = [" & ".join(_latex_cell(cell) for cell in row) + r" \\" for row in self.rows]
-        table = "table*" if wide else "table"
-        lines = [
-            rf"\begin{{{table}}}[t]",
-            r"\centering",
-            r"\scriptsize\setlength{\tabcolsep}{3pt}" if wide else r"\small",
-            rf"\caption{{{_escape(self.caption)} Best bold, second-best underlined.}}",
-            *([rf"\label{{{label}}}"] if label else []),
-            rf"\begin{{tabular}}{{{self.align}}}",
-            r"\toprule",
-            " & ".join(titles) + r" \\",
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            rf"\end{{{table}}}",
-        ]
-        return "\n".join(lines) + "\n"
-
-    def csv(self) -> str:
-        """Return CSV with plain numbers at full precision, a column each for value, interval or spread, and rank."""
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow([name for names in self.csv_columns for name in names])
-        for row in self.rows:
-            line: list[Any] = []
-            for cell, names in zip(row, self.csv_columns, strict=True):
-                if len(names) == 1:
-                    line.append(cell.text)
-                else:
-                    line += ["" if v is None or np.isnan(v) else v for v in cell.values]
-                    line.append(cell.rank or "")
-            writer.writerow(line)
-        return out.getvalue()
-
-
-def write_table(table: Table, path_stem: str | Path, label: str = "") -> list[Path]:
-    """Write <stem>.tex, <stem>.csv and <stem>.md; return the paths."""
-    stem = Path(path_stem)
-    texts = {"tex": table.latex(label or f"tab:{stem.name}"), "csv": table.csv(), "md": table.markdown()}
-    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in texts]
-    for path, text in zip(paths, texts.values(), strict=True):
-        write_text(path, text)
-    return paths
 
 
 # --- the tables --------------------------------------------------------------------------------------------------
@@ -159,6 +62,7 @@ def comparison_table(evaluations: Sequence[Evaluation], class_set: ClassSet, per
         note += " CLIP's masks are told each image's labels, networks are not."
     if not all(competing):
         note += " Ranked are the networks trained on CLIP's masks."
+    note = f"{note} {abbreviations(variants)}".strip()
     align = "l" + "r" * (len(columns) - 1)
     return Table(title, tuple(columns), align, tuple(zip(*cells, strict=True)), tuple(names), note)
 
@@ -194,8 +98,9 @@ def ablation_table(rows: Sequence[dict[str, Any]]) -> Table:
         cells.append([_mean(*score) for score in zip(means, spreads, ranked, strict=True)])
     title = "Ablations: IoU in percent, mean ± standard deviation over seeds."
     note = "" if all(competing) else "Ranked are the networks trained on CLIP's masks."
+    note = f"{note} {abbreviations(variant for _, _, variant in chosen)}".strip()
     columns = ("Path", "Masker", "Variant", "Seeds", "mIoU", "small classes")
-    return Table(title, columns, "lllrrr", tuple(zip(*cells, strict=True)), tuple(names), note)
+    return Table(title, columns, "lllrrr", tuple(zip(*cells, strict=True)), tuple(names), note, grouped=True)
 
 
 def masker_table(rows: Sequence[dict[str, Any]]) -> Table:
@@ -227,11 +132,11 @@ def _seeds(members: list[dict[str, Any]]) -> str:
 def ranks(values: np.ndarray, competing: Sequence[bool]) -> list[int]:
     """Rank scores 0–1 as a reader sees them, in percent with one decimal: 1 for the best, 2 for the second, else 0.
 
-    Equal numbers share a mark. nan and what does not compete have none.
+    Equal numbers share a mark. nan and what does not compete have none, and what is shown as 0.0 is no second-best.
     """
     shown = [round(100 * v, 1) if c and not np.isnan(v) else None for v, c in zip(values, competing, strict=True)]
     steps = sorted({v for v in shown if v is not None}, reverse=True)
-    return [steps.index(v) + 1 if v in steps[:2] and v is not None and len(steps) > 1 else 0 for v in shown]
+    return [steps.index(v) + 1 if v and v in steps[:2] and len(steps) > 1 else 0 for v in shown]
 
 
 def _score(value: float, span: np.ndarray, rank: int) -> Cell:
@@ -252,24 +157,6 @@ def _plain(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _mark(cell: Cell, best: str, second: str) -> str:
-    return (best if cell.rank == 1 else second if cell.rank == 2 else "{}").format(cell.text)
-
-
-def _latex_cell(cell: Cell) -> str:
-    text = _mark(dataclasses.replace(cell, text=_escape(cell.text)), r"\textbf{{{}}}", r"\underline{{{}}}")
-    return text + (rf" {{\scriptsize {_escape(cell.beside)}}}" if cell.beside else "")
-
-
-def _beside(text: str, beside: str) -> str:
-    return f"{text} {beside}" if beside else text
-
-
-def _escape(text: str) -> str:
-    escaped = "".join(_LATEX.get(letter, letter) for letter in text)
-    return escaped.replace("±", r"$\pm$").replace("–", "--").replace("λ", r"$\lambda$")
-
-
 # --- a run's tables ----------------------------------------------------------------------------------------------
 
 
@@ -283,7 +170,7 @@ def run_tables(results: RunResults) -> dict[str, Table]:
     if results.maskers:
         tables["maskers"] = masker_table(results.maskers)
     if results.ablations:
-        tables["ablations"] = ablation_table(results.ablations)
+        tables["ablations"] = drop_constant(ablation_table(results.ablations), "Path", "Masker", "Seeds")
     data = f"Data: {data_name(results.params)}."
     return {name: dataclasses.replace(table, note=f"{table.note} {data}".strip()) for name, table in tables.items()}
 

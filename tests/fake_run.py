@@ -1,4 +1,7 @@
-"""A tiny run with every kind of saved result, made of noise: what figures, tables and the report are tested on."""
+"""A tiny run with every kind of saved result, made of noise: what figures, tables and the report are tested on.
+
+And what a test looks at in a figure: is it whole and readable, and what does its legend say?
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,10 @@ import io
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 
 from carblib import __version__, files
 from carblib.classes import CAMVID
@@ -43,10 +49,12 @@ def make_run(root: Path, **changes: Any) -> Path:
             noise = rng.integers(0, 11, SIZE).astype(np.uint8)
             mask = np.where(rng.random(SIZE) < score, truths[name] % 11, noise).astype(np.uint8)
             files.write_index_png(run / folder / "test" / f"{name}.png", mask, CAMVID.palette)
+    write_masks_of_val(run, truths, rng)
     for variant in ("plain", "full", "ours"):
         write_training(run / "train" / variant, variant, rng)
     files.write_json(run / "analysis.json", analysis(rng))
-    maskers = [{"masker": m, "miou": 0.3 + i / 50, "small_miou": None, "seconds": 0.05 * i} for i, m in enumerate("ab")]
+    measured = {"small_miou": None, "split": "val", "images": 4}
+    maskers = [{"masker": m, "miou": 0.3 + i / 50, "seconds": 0.05 * i} | measured for i, m in enumerate("ab")]
     files.write_json(run / "maskers.json", maskers)
     files.write_json(run / "ablations.json", ablations(rng))
     files.write_text(run / "notebooks" / "01_dataset_analysis.html", "<p>page</p>")
@@ -55,10 +63,34 @@ def make_run(root: Path, **changes: Any) -> Path:
     return run
 
 
+def write_masks_of_val(run: Path, truths: dict[str, np.ndarray], rng: np.random.Generator) -> None:
+    """Write what notebook 02 leaves of the validation split: masks, their evaluations, and what its figures need."""
+    for kind in ("global", "local"):
+        variant, folder = f"pseudo_masks_{kind}", "pseudo_masks" if kind == "global" else "pseudo_masks_local"
+        files.write_json(
+            run / "evaluation" / "val" / f"{variant}.json", evaluation(variant, SCORES[variant], rng, "val")
+        )
+        for name in NAMES:
+            files.write_index_png(run / folder / "val" / f"{name}.png", truths[name] % 11, CAMVID.palette)
+    noise = rng.integers(0, 11, (2, *SIZE)).astype(np.uint8)
+    write_npz(run / "mask_examples.npz", split="val", rules=["best", "worst"], names=NAMES[1:3], no_labels=noise)
+    words, similarity = ["pole", "sky"], rng.random((2, 4, 8)).astype(np.float32)
+    write_npz(
+        run / "similarity_maps.npz", split="val", name=NAMES[0], words=words, similarity=similarity, mask=noise[0]
+    )
+
+
+def write_npz(path: Path, **arrays: Any) -> None:
+    """Write arrays as npz."""
+    data = io.BytesIO()
+    np.savez_compressed(data, **{key: np.asarray(value) for key, value in arrays.items()})
+    files.write_bytes(path, data.getvalue())
+
+
 def write_data(root: Path, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Write splits val and test in CamVid's SegNet form; return the test masks (11 = void)."""
+    """Write three splits in CamVid's SegNet form; return the test masks (11 = void)."""
     truths = {}
-    for split in ("val", "test"):
+    for split in ("train", "val", "test"):
         for name in NAMES:
             mask = np.repeat(np.repeat(rng.integers(0, 12, (4, 8)), 8, 0), 8, 1).astype(np.uint8)
             files.write_image(root / split / f"{name}.png", rng.integers(0, 255, (*SIZE, 3)).astype(np.uint8))
@@ -110,9 +142,8 @@ def write_training(folder: Path, variant: str, rng: np.random.Generator) -> None
             reliability.append({"iteration": i, "class": name, **shares, "predicted_share": 0.1, "pixels": 100 + c})
         for name in NAMES[:2]:
             maps = {key: rng.integers(0, 11, SIZE).astype(np.uint8) for key in ("pseudo_mask", "prediction")}
-            data = io.BytesIO()
-            np.savez_compressed(data, consistent=maps["pseudo_mask"] == maps["prediction"], **maps)
-            files.write_bytes(folder / "regions" / f"{i:06d}" / f"{name}.npz", data.getvalue())
+            maps["consistent"] = maps["pseudo_mask"] == maps["prediction"]
+            write_npz(folder / "regions" / f"{i:06d}" / f"{name}.npz", **maps)
     names = CAMVID.names if variant == "ours" else ["all"]
     weights = [
         {"iteration": i, "class": name, "weight": 0.05 * (c + 1) if i > 60 else None}
@@ -157,4 +188,34 @@ def ablations(rng: np.random.Generator) -> list[dict[str, Any]]:
                 scores = {"miou": 0.4 + float(rng.random()) / 10, "small_miou": 0.1}
                 rows.append({"variant": variant, "path": path, "masker": "value_path", "seed": seed, **scores})
     rows[-1]["small_miou"] = None
-    return rows
+    return [row | {"split": "test", "images": 120} for row in rows]
+
+
+# --- looking at a figure -----------------------------------------------------------------------------------------
+
+
+def check_readable(figure: matplotlib.figure.Figure) -> None:
+    """Nothing is cut off, no text is under 7 pt, no two tick labels of an axis overlap."""
+    figure.set_layout_engine(figure.get_layout_engine())
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer = canvas.get_renderer()
+    box, whole = figure.get_tightbbox(renderer), figure.bbox_inches
+    assert box.x0 >= -0.01 and box.y0 >= -0.01, "cut off at the left or below"
+    assert box.x1 <= whole.x1 + 0.01 and box.y1 <= whole.y1 + 0.01, "cut off at the right or above"
+    texts = [t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip()]
+    assert texts and min(t.get_fontsize() for t in texts) >= 7
+    for axes in figure.findobj(matplotlib.axes.Axes):
+        for axis, vertical in ((axes.xaxis, False), (axes.yaxis, True)):
+            labels = [t for t in axis.get_ticklabels() if t.get_visible() and t.get_text()]
+            if any(t.get_rotation() not in (0, 90) for t in labels):
+                continue  # boxes of slanted labels overlap, the labels do not
+            boxes = [t.get_window_extent(renderer) for t in labels]
+            spans = sorted((b.y0, b.y1) if vertical else (b.x0, b.x1) for b in boxes)
+            for (_, end), (start, _) in zip(spans, spans[1:], strict=False):
+                assert end <= start + 1, f"tick labels overlap: {[t.get_text() for t in labels]}"
+
+
+def legend_of(figure: matplotlib.figure.Figure) -> list[str]:
+    """The words of all legends."""
+    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]

@@ -137,7 +137,7 @@ def check_regions(params: Params) -> None:
     tables = findings.region_tables(rows)
     assert list(tables) == ["value path masker, dual path", "value path masker, single path"]
     table = next(iter(tables.values()))
-    assert table.shape == (12, 4) and table.loc["all", ("+ both (paper)", "λ")] == f"{whole['weight']:.2g}"
+    assert table.shape == (12, 4) and table.loc["all", ("GLV + CARB (paper)", "λ")] == f"{whole['weight']:.2g}"
 
 
 def test_hidden_test_masks_leave_the_validation_split(params: Params, scenes: Path, tmp_path: Path) -> None:

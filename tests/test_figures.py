@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import json
 import re
 import shutil
@@ -11,58 +12,40 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-import pandas as pd
 import pytest
-from fake_run import NAMES, evaluation, make_run
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.text import Text
+from fake_run import NAMES, check_readable, evaluation, make_run
 from PIL import Image
 
 from carblib import figures, figures_run, style
-from carblib.classes import CAMVID, CITYSCAPES
+from carblib.classes import CAMVID
 from carblib.errors import CarbError
-from carblib.figures_curves import class_groups, spread_evenly
 from carblib.figures_run import FIGURES
-from carblib.files import read_json, write_json
+from carblib.files import read_json, write_json, write_text
 from carblib.params import Params
-from carblib.results import Missing, RunResults, in_order, load_results, variant_label
+from carblib.results import Missing, RunResults, load_results, variant_label
 
 RNG = np.random.default_rng(1)
 CONTRAST = {"name": "objects", "image_share": [0.1], "classes_per_image": [3, 1], "object_areas": [0.2, 0.3]}
+# Images behind a figure: the watched ones of val (3 of 5 here), the training images, or all of test.
+WATCHED = {
+    "training_curves": 3,
+    "compare_trainings": 3,
+    "reliability_curves": 3,
+    "region_weights": 5,
+    "iou_per_class": 5,
+    "object_size_curves": 5,
+    "ablations": 120,
+}
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_run(tmp_path_factory.mktemp("figures"))
+    return make_run(tmp_path_factory.mktemp("figures"), val_images=3)
 
 
 @pytest.fixture(scope="module")
 def results(run: Path) -> RunResults:
     return load_results(run)
-
-
-def check_readable(figure: matplotlib.figure.Figure) -> None:
-    """Nothing is cut off, no text is under 7 pt, no two tick labels of an axis overlap."""
-    figure.set_layout_engine(figure.get_layout_engine())
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    renderer = canvas.get_renderer()
-    box, whole = figure.get_tightbbox(renderer), figure.bbox_inches
-    assert box.x0 >= -0.01 and box.y0 >= -0.01, "cut off at the left or below"
-    assert box.x1 <= whole.x1 + 0.01 and box.y1 <= whole.y1 + 0.01, "cut off at the right or above"
-    texts = [t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip()]
-    assert texts and min(t.get_fontsize() for t in texts) >= 7
-    for axes in figure.findobj(matplotlib.axes.Axes):
-        for axis, vertical in ((axes.xaxis, False), (axes.yaxis, True)):
-            labels = [t for t in axis.get_ticklabels() if t.get_visible() and t.get_text()]
-            if any(t.get_rotation() not in (0, 90) for t in labels):
-                continue  # boxes of slanted labels overlap, the labels do not
-            boxes = [t.get_window_extent(renderer) for t in labels]
-            spans = sorted((b.y0, b.y1) if vertical else (b.x0, b.x1) for b in boxes)
-            for (_, end), (start, _) in zip(spans, spans[1:], strict=False):
-                assert end <= start + 1, f"tick labels overlap: {[t.get_text() for t in labels]}"
 
 
 # --- all figures of a run ----------------------------------------------------------------------------------------
@@ -75,9 +58,11 @@ def test_every_figure_is_whole_readable_and_says_what_it_is(
     figure, record = draw(results)
     assert figure.get_figwidth() in (style.COLUMN, style.PAGE)
     check_readable(figure)
-    assert "rendered scenes" in record.caption and "seed 0" in record.caption and record.alt
+    assert "rendered scenes" in record.caption and re.search("seeds? 0", record.caption) and record.alt
+    assert record.images > 0 and "images: 0" not in record.caption and "(1 images)" not in record.caption
+    assert "<variant>" not in record.caption and "  " not in record.caption
     assert "small one trained on rendered scenes" in record.caption and "OpenAI" not in record.caption + record.alt
-    assert record.seed == 0 and record.version and record.run == "tiny"
+    assert record.seed == ((0, 1, 2) if name == "ablations" else 0) and record.version and record.run == "tiny"
     assert not re.search(r"\d\.\d{4,}", record.caption + record.alt), "numbers with too many digits"
 
 
@@ -101,7 +86,7 @@ def test_main_draws_and_says_what_is_missing(
 
 
 def test_make_all_writes_figures_and_tables(tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "FIGURES", FIGURES[3:4])
+    monkeypatch.setattr(figures, "FIGURES", [pair for pair in FIGURES if pair[0] == "classes_per_image"])
     monkeypatch.setenv("CARB_HOME", str(tmp_path))
     assert figures.make_all(run) == [tmp_path / "figures" / "tiny" / "classes_per_image.png"]
     assert (tmp_path / "figures" / "tiny" / "table_comparison.tex").is_file()
@@ -122,7 +107,7 @@ def test_damaged_results_fail_after_the_others_were_drawn(run: Path, tmp_path: P
 
 def test_results_of_other_classes_or_splits_are_not_mixed(run: Path, tmp_path: Path) -> None:
     other = shutil.copytree(run, tmp_path / "tiny")
-    (other / "evaluation" / "val").mkdir()
+    (other / "evaluation" / "val" / "pseudo_masks_local.json").unlink()
     (other / "evaluation" / "test" / "pseudo_masks_global.json").unlink()
     on_val = evaluation("pseudo_masks_global", 0.4, RNG, "val")
     write_json(other / "evaluation" / "val" / "pseudo_masks_global.json", on_val)
@@ -191,165 +176,7 @@ def test_notebooks_show_a_figure_without_pyplot() -> None:
     assert style.new_figure(2, 1)._repr_png_().startswith(b"\x89PNG")
 
 
-# --- numbers in the pictures -------------------------------------------------------------------------------------
-
-
-def test_iou_bars_are_the_scores_sorted_by_pixels() -> None:
-    one = evaluation("full", 0.5, RNG)
-    one["iou"][4] = None
-    axes = figures.iou_bars([one], CAMVID).axes[0]
-    pixels = np.array(one["confusion"]).sum(1)
-    order = sorted(range(11), key=lambda c: (-pixels[c], c))
-    labels = [label.get_text() for label in axes.get_xticklabels()]
-    assert [label.rsplit(" ", 2)[0] for label in labels[:11]] == [CAMVID.names[c] for c in order]
-    heights = [patch.get_height() for patch in axes.patches]
-    expected = [100 * (one["iou"][c] or 0) for c in order] + [100 * one["miou"], 100 * one["small_miou"]]
-    np.testing.assert_allclose(heights, expected)
-
-
-def test_gain_is_the_difference_in_points() -> None:
-    before, after = evaluation("pseudo_masks_global", 0.4, RNG), evaluation("full", 0.6, RNG)
-    line = figures.gain_over(before, [after], CAMVID).axes[0].lines
-    drawn = next(one for one in line if one.get_label() == variant_label("full")).get_xdata()
-    assert drawn[-2] == pytest.approx(100 * (after["miou"] - before["miou"]))
-    pixels = np.array(before["confusion"]).sum(1)
-    largest = int(np.argsort(-pixels, kind="stable")[0])
-    assert drawn[0] == pytest.approx(100 * (after["iou"][largest] - before["iou"][largest]))
-
-
-def test_confusion_rows_sum_to_100() -> None:
-    one = evaluation("full", 0.5, RNG)
-    shown = figures.confusion_matrix(one, CAMVID).axes[0].collections[0].get_array()
-    assert shown.shape == (11, 11), "the column of void predictions is left out while it is empty"
-    np.testing.assert_allclose(shown.sum(1), 100)
-    one["confusion"][0] = [0] * 12
-    one["confusion"][1][11] = 5
-    shown = figures.confusion_matrix(one, CAMVID).axes[0].collections[0].get_array()
-    assert shown.shape == (11, 12) and np.isnan(np.ma.filled(shown, np.nan)[0]).all()
-
-
-def test_many_classes_stay_readable() -> None:
-    names = list(CITYSCAPES.names)
-    shares = RNG.dirichlet(np.ones(19))
-    many = {
-        "pixel_share": shares.tolist(), "image_share": [0.5] * 19, "cooccurrence": np.full((19, 19), 4).tolist(),
-        "classes_per_image": [11, 12], "object_areas": {name: [20, 50, 900] for name in names}, "size": [1024, 2048],
-    }  # fmt: skip
-    check_readable(figures.dataset_difficulty(many, CITYSCAPES, CONTRAST))
-    iou = RNG.random(19).tolist()
-    one = {"variant": "full", "confusion": RNG.integers(0, 99, (19, 20)).tolist(), "iou": iou, "miou": 0.5}
-    one |= {"small_miou": None}
-    check_readable(figures.iou_bars([one, one | {"variant": "some_variant"}], CITYSCAPES))
-    check_readable(figures.confusion_matrix(one, CITYSCAPES))
-
-
-def test_similarity_panel_and_boxes() -> None:
-    image, mask = RNG.integers(0, 255, (20, 40, 3)).astype(np.uint8), np.full((20, 40), 3, np.uint8)
-    maps = {name: RNG.random((5, 10)) for name in ("road", "pole", "sky", "car")}
-    figure = figures.similarity_panel(image, maps, mask, CAMVID, truth=np.full((20, 40), 255, np.uint8))
-    check_readable(figure)
-    assert legend_of(figure) == ["road", "void"]
-    row = figures.GridRow("", image, {"mask": mask[::2, ::2]}, boxes=[(0, 5, 10, 15)])
-    check_readable(figures.qualitative_grid([row], CAMVID))
-
-
-def legend_of(figure: matplotlib.figure.Figure) -> list[str]:
-    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
-
-
-def test_legend_names_only_classes_in_view(results: RunResults) -> None:
-    mask = np.array([[0, 0, 10]], np.uint8)
-    row = figures.GridRow("best", np.zeros((1, 3, 3), np.uint8), {"mask": mask, "other": np.full((1, 3), 10, np.uint8)})
-    assert legend_of(figures.qualitative_grid([row], CAMVID)) == ["sky", "bicyclist"]
-
-
-def test_colorize_uses_the_palette_and_black_for_void() -> None:
-    shown = style.colorize(np.array([[0, 10, 255]], np.uint8), CAMVID)
-    assert shown.tolist() == [[[128, 128, 128], [0, 128, 192], [0, 0, 0]]]
-
-
-def test_region_maps_blank_exactly_the_noisy_region() -> None:
-    said, predicted = RNG.integers(0, 11, (2, 6, 8)).astype(np.uint8)
-    regions = {7: {"pseudo_mask": said, "prediction": predicted, "consistent": said == predicted}}
-    figure = figures.region_maps(np.zeros((6, 8, 3), np.uint8), regions, CAMVID, warmup=9)
-    shown = figure.axes[1].images[0].get_array()
-    blank = (np.asarray(shown) == 255).all(-1)
-    np.testing.assert_array_equal(blank, said != predicted)
-    assert "warm-up" in figure.axes[1].get_title() and "noisy region" in legend_of(figure)
-
-
-def test_shrink_keeps_ids_and_shape() -> None:
-    mask = RNG.integers(0, 11, (30, 60)).astype(np.uint8)
-    small = style.shrink(mask, 20)
-    assert small.shape == (10, 20) and set(np.unique(small)) <= set(np.unique(mask))
-    assert style.shrink(mask, 60) is mask
-
-
-# --- rules -------------------------------------------------------------------------------------------------------
-
-SCORED = st.lists(st.tuples(st.one_of(st.none(), st.floats(0, 1)), st.integers(0, 3)), max_size=12)
-
-
-@settings(max_examples=60, deadline=None)
-@given(SCORED)
-def test_rows_are_chosen_by_rule(scores: list[tuple[float | None, int]]) -> None:
-    rows = [{"name": f"{i:02d}", "miou": s, "small_objects": n} for i, (s, n) in enumerate(scores)]
-    chosen, scored = figures.pick_rows(rows), [row for row in rows if row["miou"] is not None]
-    value = {row["name"]: row["miou"] for row in scored}
-    assert len(chosen) == min(4, len(scored)) == len(set(chosen.values()))
-    assert chosen == figures.pick_rows(rows[::-1]), "the rule must not depend on the order of the images"
-    if len(scored) > 2:
-        assert value[chosen["best"]] == max(value.values()) and value[chosen["worst"]] == min(value.values())
-        below = sum(v < value[chosen["median"]] for v in value.values())
-        above = sum(v > value[chosen["median"]] for v in value.values())
-        assert max(below, above) <= (len(value) + 1) // 2
-    if len(scored) > 3:
-        left = [r for r in scored if r["name"] not in [chosen[k] for k in ("best", "median", "worst")]]
-        most = next(r for r in scored if r["name"] == chosen["most small objects"])
-        assert most["small_objects"] == max(r["small_objects"] for r in left)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(1, 999), min_size=1, unique=True), st.integers(2, 6), st.integers(0, 999))
-def test_iterations_are_spread_evenly(iterations: list[int], count: int, warmup: int) -> None:
-    chosen = spread_evenly(iterations, count, warmup)
-    assert chosen == sorted(set(chosen)) and set(chosen) <= set(iterations)
-    assert len(chosen) == min(count, len(iterations)) and {min(iterations), max(iterations)} <= set(chosen)
-    if warmup and count > 2 and len(iterations) > count:
-        nearest = min(abs(i - warmup) for i in iterations)
-        assert min(abs(i - warmup) for i in chosen) == nearest
-
-
-def test_class_groups_are_sums_over_pixels_not_means_over_classes() -> None:
-    counts = RNG.integers(0, 50, (11, 2, 2))  # class, consistent or not, right or not
-    rows = []
-    for c, name in enumerate(CAMVID.names):
-        noisy, consistent = counts[c]
-        rows.append({"iteration": 3, "class": name, "pixels": counts[c].sum(),
-                     "share_consistent": consistent.sum() / counts[c].sum(),
-                     "precision_consistent": consistent[1] / consistent.sum(),
-                     "precision_noisy": noisy[1] / noisy.sum()})  # fmt: skip
-    groups = class_groups(pd.DataFrame(rows), CAMVID)
-    small = [c for c in range(11) if CAMVID.small[c]]
-    for name, ids in (("small classes", small), ("all classes", range(11))):
-        chosen = counts[list(ids)].sum(0)
-        got = groups[name].iloc[0]
-        assert got["share"] == pytest.approx(chosen[1].sum() / chosen.sum())
-        assert got["inside"] == pytest.approx(chosen[1, 1] / chosen[1].sum())
-        assert got["outside"] == pytest.approx(chosen[0, 1] / chosen[0].sum())
-
-
-def test_order_and_colours_of_variants() -> None:
-    assert in_order(["ceiling", "zz", "full", "aa", "pseudo_masks_global"])[0] == "pseudo_masks_global"
-    assert in_order(["ceiling", "zz", "full", "aa"]) == ["full", "aa", "zz", "ceiling"]
-    colours = style.variant_colours(["full", "mine", "other"])
-    assert len(set(colours.values())) == 3 and colours["full"] == style.variant_colours(["full"])["full"]
-
-
-def test_legend_columns_fit() -> None:
-    figure = style.new_figure(style.COLUMN, 1)
-    assert style.legend_columns(figure, ["a"] * 4) == 4
-    assert style.legend_columns(figure, ["a long name of a class"] * 4) == 1
+# --- pictures of a run -----------------------------------------------------------------------------------------------
 
 
 def test_grid_needs_saved_predictions(run: Path, tmp_path: Path) -> None:
@@ -364,14 +191,86 @@ def test_grid_shows_masks_of_the_chosen_images(results: RunResults) -> None:
     figure, record = dict(FIGURES)["qualitative_grid"](results)
     chosen = figures.pick_rows(results.evaluations["ours"]["per_image"])
     assert all(name in record.caption for name in chosen.values()) and set(chosen.values()) <= set(NAMES)
-    variants = ["pseudo_masks_global", "plain", "full", "ours"]
-    titles = [" ".join(axes.get_title().split()) for axes in figure.axes[:6]]
+    variants = ["pseudo_masks_global", "glv", "carb", "full", "ours"]  # plain is the first to go
+    titles = [" ".join(axes.get_title().split()) for axes in figure.axes[:7]]
     assert titles == ["image", *map(variant_label, variants), "exact mask"]
     best = Path(results.folder, "predictions", "ours", "test", f"{chosen['best']}.png")
     expected = np.asarray(Image.open(best).convert("RGB"))
-    np.testing.assert_array_equal(figure.axes[4].images[0].get_array(), expected)
+    np.testing.assert_array_equal(figure.axes[5].images[0].get_array(), expected)
     scores = {row["name"]: row["miou"] for row in results.evaluations["ours"]["per_image"]}
-    assert figure.axes[4].get_xlabel() == f"mIoU {100 * scores[chosen['best']]:.1f}"
+    assert figure.axes[5].get_xlabel() == f"mIoU {100 * scores[chosen['best']]:.1f}"
+
+
+def test_grid_columns_are_those_with_masks(run: Path, tmp_path: Path) -> None:
+    few = shutil.copytree(run, tmp_path / "tiny")
+    for variant in ("glv", "carb"):
+        shutil.rmtree(few / "predictions" / variant)
+    figure, record = dict(FIGURES)["qualitative_grid"](load_results(few))
+    titles = [" ".join(axes.get_title().split()) for axes in figure.axes[:6]]
+    assert titles[1:5] == [variant_label(v) for v in ("pseudo_masks_global", "plain", "full", "ours")]
+    assert "train/plain, train/full, train/ours at iteration 100" in record.caption and "glv" not in record.checkpoint
+    # The network that stands for the run is shown whatever it is called.
+    shutil.copytree(few / "predictions" / "ours", few / "predictions" / "plain2")
+    own = read_json(few / "evaluation" / "test" / "ours.json") | {"variant": "plain2"}
+    write_json(few / "evaluation" / "test" / "plain2.json", own)
+    for variant in ("ours", "full", "carb", "glv", "plain"):
+        (few / "evaluation" / "test" / f"{variant}.json").unlink()
+    figure, _ = dict(FIGURES)["qualitative_grid"](load_results(few))
+    assert "plain2" in [axes.get_title() for axes in figure.axes[:7]]
+
+
+def test_mask_examples_and_similarity_maps_show_what_was_saved(results: RunResults) -> None:
+    figure, record = dict(FIGURES)["mask_examples"](results)
+    titles = [axes.get_title() for axes in figure.axes[:5]]
+    assert titles == ["image", "no labels", "with labels", "local views", "exact mask"]
+    saved = np.load(results.folder / "mask_examples.npz")
+    np.testing.assert_array_equal(figure.axes[6].images[0].get_array(), style.colorize(saved["no_labels"][1], CAMVID))
+    assert record.images == 2 and "2 of 5 images, chosen by rule" in record.caption
+    assert all(name in record.caption for name in NAMES[1:3])
+    figure, record = dict(FIGURES)["similarity_maps"](results)
+    shown = [axes.get_title() for axes in figure.axes[:5]]
+    assert shown == ["image", "pseudo-mask", "exact mask", "“pole”", "“sky”"]
+    assert NAMES[0] in record.caption and "1 of 5 images" in record.caption
+    told = dataclasses.replace(results, params=results.params.updated(gate="none"))
+    figure, record = dict(FIGURES)["mask_examples"](told)
+    assert [axes.get_title() for axes in figure.axes[1:3]] == ["whole image", "local views"]
+    assert "without image-level labels" in record.caption
+
+
+def test_results_without_their_dataset_are_missing_not_damaged(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    far = shutil.copytree(run, tmp_path / "tiny")
+    params = load_results(far).params.updated(root=str(tmp_path / "elsewhere"))
+    write_text(far / "params.yaml", params.to_yaml())
+    pictures = ["samples", "similarity_maps", "mask_examples", "region_maps", "qualitative_grid"]
+    assert figures.main([str(far), "--out", str(tmp_path / "out"), "--only", *pictures]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == len(pictures) and all(f"dataset not found at {tmp_path}/elsewhere" in line for line in said)
+    (tmp_path / "elsewhere").mkdir()  # a folder of the right name that holds something else
+    assert figures.main([str(far), "--out", str(tmp_path / "out"), "--only", *pictures]) == 0
+    assert "NOT READABLE" not in capsys.readouterr().out
+
+
+def test_records_say_what_they_rest_on(results: RunResults) -> None:
+    records = {name: draw(results)[1] for name, draw in FIGURES if name in WATCHED}
+    assert {name: record.images for name, record in records.items()} == WATCHED
+    everything = "train/plain, train/glv, train/carb, train/full, train/ours, train/ceiling at iteration 100"
+    for name in ("iou_per_class", "object_size_curves"):
+        assert records[name].checkpoint == everything
+    compared = records["compare_trainings"]
+    assert compared.checkpoint == "train/plain, train/full, train/ours, over training"
+    assert "training batches of split train" in compared.caption and "split val (3 images)" in compared.caption
+    assert "seeds 0, 1, 2" in records["ablations"].caption and "GLV: global-local views" in records["ablations"].caption
+    weights = records["region_weights"]
+    assert "split train (5 images)" in weights.caption and "bicyclist (0.55)" in weights.alt
+
+
+def test_ties_are_named(results: RunResults) -> None:
+    tied = results.region_weights["ours"].copy()
+    tied.loc[tied["class"].isin(["car", "pole", "sky"]) & (tied["iteration"] == 80), "weight"] = 0.901
+    changed = dataclasses.replace(results, region_weights={"ours": tied})
+    assert "largest for sky, pole and car (0.9)." in dict(FIGURES)["region_weights"](changed)[1].alt
 
 
 def test_record_of_a_trained_network_names_its_checkpoint(results: RunResults) -> None:

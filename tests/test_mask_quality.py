@@ -10,9 +10,12 @@ import pytest
 
 from carblib import files, mask_quality
 from carblib.errors import CarbError
+from carblib.labels import training_labels
+from carblib.masker import build_masker
 from carblib.params import Params
 from carblib.readers import open_split
 from carblib.scenes import write_scenes
+from carblib.transforms import load_sized
 
 
 @pytest.fixture
@@ -49,12 +52,29 @@ def test_a_split_without_masks_is_refused(params: Params) -> None:
         mask_quality.compare_maskers(params, open_split(params, "val"))
 
 
-def test_example_rows_hold_the_masks_they_name(params: Params) -> None:
+def test_what_the_figures_of_single_images_need_is_saved(params: Params) -> None:
     split = open_split(params, "val")
-    row = mask_quality.example_rows(params.updated(gate="labels"), split, {"best": split.names[1]})[0]
-    assert row.label == "best" and list(row.masks) == ["no labels", "with labels", "local views", "exact mask"]
-    truth = row.masks["exact mask"]
-    np.testing.assert_array_equal(truth, split.mask(1))
-    present = set(np.unique(truth)) - {255}
-    assert set(np.unique(row.masks["with labels"])) <= present
-    assert set(np.unique(row.masks["local views"])) <= present
+    saved = np.load(mask_quality.save_examples(params, split, {"best": split.names[1]}))
+    assert (str(saved["split"]), saved["rules"].tolist(), saved["names"].tolist()) == (
+        "val",
+        ["best"],
+        [split.names[1]],
+    )
+    masker = build_masker(params)
+    image = load_sized(split.image(1), params.image_size)[None]
+    np.testing.assert_array_equal(saved["no_labels"], masker(image, None, params.image_size).numpy())
+
+    gated = params.updated(gate="labels")
+    maps = np.load(mask_quality.save_similarity(gated, split, maps=4))
+    labels = training_labels(gated, split)
+    index = split.names.index(str(maps["name"]))
+    assert labels[index].sum() == labels.sum(1).max()
+    words = [split.class_set.words[c][0] for c in range(len(split.class_set))]
+    chosen = [words.index(word) for word in maps["words"]]
+    assert len(chosen) == 4 and labels[index][chosen].all()
+    small = [split.class_set.small[c] for c in chosen]
+    own = min(int(labels[index][list(split.class_set.small_ids)].sum()), 3)
+    assert own and small == [True] * own + [False] * (4 - own) and len(set(chosen)) == 4, "small classes first"
+    image = load_sized(split.image(index), params.image_size)[None]
+    np.testing.assert_allclose(maps["similarity"], masker.similarity(image)[0].numpy()[chosen], atol=1e-6)
+    assert set(np.unique(maps["mask"])) <= set(np.flatnonzero(labels[index]))

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from carblib import tables
-from carblib.classes import CAMVID
+from carblib.classes import CAMVID, CITYSCAPES
 from carblib.results import load_results, variant_label
+from carblib.tables_form import Cell, Table, drop_constant
 
 
 def score(variant: str, miou: float | None, small: float | None = 0.1) -> dict:
@@ -53,14 +54,14 @@ def test_ranks_follow_the_printed_numbers(values: list[float]) -> None:
     known = [(p, r) for p, r in zip(printed, ranked, strict=True) if p is not None]
     for p, r in known:
         better = len({q for q, _ in known if q > p})
-        assert r == (better + 1 if better < 2 and len({q for q, _ in known}) > 1 else 0)
+        assert r == (better + 1 if p > 0 and better < 2 and len({q for q, _ in known}) > 1 else 0)
 
 
 def test_markdown() -> None:
     text = tables.comparison_table([*FOUR, score("odd|name", None, None)], CAMVID).markdown()
     lines = text.splitlines()
     assert lines[:2] == ["| Method | mIoU | small classes |", "| --- | ---: | ---: |"]
-    assert "| + global-local | **42.0** [40.8, 44.2] | 10.0 |" in lines
+    assert "| GLV only | **42.0** [40.8, 44.2] | 10.0 |" in lines
     assert "| plain cross-entropy | *40.0* [38.8, 42.2] | 10.0 |" in lines
     assert r"| odd\|name | – | – |" in lines
     assert "9 images of split test" in text and "95 %" in text
@@ -82,8 +83,22 @@ def test_latex_is_booktabs_with_equal_rows_and_escapes() -> None:
 
 def test_wide_latex_spans_the_page() -> None:
     text = tables.comparison_table(FOUR, CAMVID, per_class=True).latex()
-    assert text.count(r"\begin{table*}") == text.count(r"\end{table*}") == 1 and r"\rotatebox{90}{pole}" in text
+    assert text.count(r"\begin{table*}") == text.count(r"\end{table*}") == 1 and "& pole &" in text
     assert "scriptsize [" not in text, "no room for intervals"
+    many = [one | {"iou": [one["miou"]] * 19} for one in FOUR]
+    assert r"\rotatebox{90}{rider}" in tables.comparison_table(many, CITYSCAPES, per_class=True).latex()
+
+
+def test_latex_fits_the_column_or_takes_the_page() -> None:
+    def table(first: str, columns: int) -> str:
+        cells = (Cell(first), *(Cell("12.3", "± 0.4") for _ in range(columns)))
+        titles = tuple("abcdefgh"[: columns + 1])
+        return Table("T.", titles, "l" + "r" * columns, (cells,), tuple((t,) for t in titles)).latex()
+
+    assert r"\begin{table}" in table("short", 2) and r"\small" in table("short", 2)
+    assert r"\begin{table}" in table("GLV + CARB per class (ours)", 2)
+    assert r"\scriptsize\setlength{\tabcolsep}{3pt}" in table("GLV + CARB per class (ours)", 2)
+    assert r"\begin{table*}" in table("x" * 60, 2) and r"\small" in table("x" * 60, 2)
 
 
 @pytest.mark.parametrize("per_class", [False, True])
@@ -125,6 +140,35 @@ def test_ablations_give_mean_and_spread_over_seeds() -> None:
     alone = found[("dual", "true masks (ceiling)")]
     assert (alone[3].text, alone[4].beside, alone[4].rank, alone[5].text) == ("1", "", 0, "–")
     assert r"$\pm$" in table.latex() and "±" not in table.latex()
+
+
+def test_constant_columns_are_said_in_the_note() -> None:
+    rows = [
+        {"variant": v, "path": "dual", "masker": m, "seed": s, "miou": 0.1 * s, "small_miou": 0.1}
+        for v in ("plain", "full") for m in ("a", "b") for s in (1, 2)
+    ]  # fmt: skip
+    short = drop_constant(tables.ablation_table(rows), "Path", "Masker", "Variant")
+    assert short.columns == ("Masker", "Variant", "Seeds", "mIoU", "small classes") and short.align == "llrrr"
+    assert "Path: dual." in short.caption and not short.grouped
+    assert all(len(row) == 5 for row in short.rows) and "path" not in short.csv().splitlines()[0]
+    assert r"\multicolumn" not in short.latex()
+
+
+def test_ablations_of_several_paths_are_grouped() -> None:
+    rows = [
+        {"variant": v, "path": p, "masker": "value_path", "seed": s, "miou": 0.1 * s, "small_miou": 0.0}
+        for p in ("single", "dual") for v in ("plain", "full") for s in (1, 2)
+    ]  # fmt: skip
+    text = drop_constant(tables.ablation_table(rows), "Path", "Masker").latex()
+    body = text.split(r"\toprule")[1].split(r"\bottomrule")[0].splitlines()
+    assert body[2::4] == [r"\midrule", r"\midrule"]
+    assert body[3::4] == [rf"\multicolumn{{4}}{{l}}{{\emph{{Path: {p}}}}} \\" for p in ("single", "dual")]
+    assert all(line.count(" & ") == 3 for line in [*body[4:6], *body[8:10]]) and r"\begin{tabular}{lrrr}" in text
+
+
+def test_a_shown_zero_is_no_second_best() -> None:
+    assert tables.ranks(np.array([0.3, 0.0004, 0.0]), [True] * 3) == [1, 0, 0]
+    assert tables.ranks(np.array([0.3, 0.0006, 0.0]), [True] * 3) == [1, 2, 0]
 
 
 def test_maskers_are_sorted_by_quality() -> None:
