@@ -6,7 +6,6 @@ image and kept; class, gate, opacity and words only need what is quick. Every pa
 
 from __future__ import annotations
 
-import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,26 +17,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from carblib.classes import ClassSet
 from carblib.errors import CarbError
 from carblib.infer import probabilities, torch_device
 from carblib.labels import ensure_labels, labels_of, labels_path, read_labels
 from carblib.loss import consistent_region
 from carblib.masker import Masker, build_masker, pseudo_mask
 from carblib.masker_strategies import STRATEGIES
-from carblib.params import Params
+from carblib.params import Params, project_root, resolve
 from carblib.prompts import embed_words
-from carblib.pseudo_masks import middle_scale
 from carblib.readers import Split, open_split
-from carblib.results import MAIN_FIRST, in_order
-from carblib.train import load_trained
+from carblib.results import in_order
+from carblib.training_state import load_trained
 from carblib.transforms import load_sized, resize_mask
 from carblib.views import LocalView, crop_view, zoom
 
 GATES = ("labels", "official", "none")
-KEPT_BYTES = 512 * 2**20
 
 Box = tuple[int, int, int, int]  # top, left, bottom, right in pixels of the base size
 Pixel = tuple[int, int]  # row, column
+
+
+class NetworkError(CarbError):
+    """A checkpoint that cannot be shown; without it, everything else still can."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +84,9 @@ class Subject(NamedTuple):
 class Kept:
     """Results by key; those not asked for longest go first once all together exceed `limit` bytes."""
 
-    def __init__(self, limit: int = KEPT_BYTES):
+    def __init__(self, limit: int = 512 * 2**20):
         self.limit, self.bytes = limit, 0
         self._items: OrderedDict[tuple, Any] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._items)
 
     def get(self, key: tuple, make: Callable[[], Any]) -> Any:
         """Return the result kept under `key`, making it where there is none. The newest is always kept."""
@@ -103,39 +102,19 @@ class Kept:
 class Explorer:
     """A run's splits, CLIP maskers and trained networks, and what they say about an image.
 
-    `networks` {name: file} are the run's trainings and the `checkpoints` given, any `final.pt` or `checkpoint.pt`.
-    Raises CarbError where no split can be opened.
+    `networks` {name: file} are the run's trainings and the `checkpoints` given, any `final.pt` or `checkpoint.pt`, by
+    their paths; relative ones count from the project root. Raises CarbError where no split can be opened.
     """
 
     def __init__(self, params: Params, checkpoints: Sequence[str | Path] = (), kept: Kept | None = None):
         self.params, self.class_set = params, params.class_set
         self.device = torch_device(params)
         self.splits = open_splits(params)
-        self.networks = {**trained_networks(params), **{str(path): Path(path) for path in checkpoints}}
+        self.networks = trained_networks(params) | {_path_name(path): resolve(path) for path in checkpoints}
         self._masker = build_masker(params, self.device)
         self.maskers = tuple(STRATEGIES) if self._masker.clip.is_vit else (params.masker,)
         self._kept = kept or Kept()
         self._networks: dict[str, torch.nn.Module] = {}
-
-    def first_state(self) -> ExplorerState:
-        """Return the state to begin with: the run's own settings, the first image, its rarest small class if any."""
-        split = next(iter(self.splits))
-        ranked = [*(name for name in MAIN_FIRST if name in self.networks), *self.networks]
-        height, width = self.params.image_size
-        state = ExplorerState(
-            split,
-            masker=self.params.masker,
-            gate=self.params.gate,
-            network=next(iter(ranked), ""),
-            centre=(height // 2, width // 2),
-            zoom=middle_scale(self.params),
-        )
-        labels = self.subject(state).labels
-        present = range(len(self.class_set)) if labels is None else labels.nonzero().flatten().tolist()
-        small = [c for c in present if c in self.class_set.small_ids]
-        return dataclasses.replace(state, class_id=next(iter([*small, *present]), 0))
-
-    # --- the image ---------------------------------------------------------------------------------------------------
 
     def name(self, state: ExplorerState) -> str:
         """Return the image's name."""
@@ -149,15 +128,13 @@ class Explorer:
         split, size = self.splits[state.split], self.params.image_size
         mask = split.mask(state.index) if split.mask_paths[state.index] is not None else None
         if labels_path(self.params, split.name).is_file():
-            table = self._kept.get(("labels", split.name), lambda: self._labels(split))
-            labels = torch.from_numpy(table[state.index])
+            table = ensure_labels(self.params, split)
+            rows = self._kept.get(("labels", split.name), lambda: read_labels(table, split.class_set, split.names))
+            labels = torch.from_numpy(rows[state.index])
         else:
             labels = None if mask is None else torch.from_numpy(labels_of(mask, len(self.class_set)))
         pixels = load_sized(split.image(state.index), size)
         return Subject(pixels, None if mask is None else resize_mask(mask, size), labels)
-
-    def _labels(self, split: Split) -> np.ndarray:
-        return read_labels(ensure_labels(self.params, split), split.class_set, split.names)
 
     def box(self, state: ExplorerState) -> Box:
         """Return the local view: the run's `patch` around the state's centre, moved to lie within the image."""
@@ -188,9 +165,7 @@ class Explorer:
         def look() -> Tensor:
             pixels = self.subject(state).pixels[None]
             pixels = zoom(crop_view(pixels, self._view(state)), state.zoom) if local else pixels
-            masker = self.masker(state.masker)
-            make = masker.similarity if what == "similarity" else masker.features
-            return make(pixels.to(self.device))[0].cpu()
+            return getattr(self.masker(state.masker), what)(pixels.to(self.device))[0].cpu()
 
         place = (self.box(state), state.zoom) if local else ()
         return self._kept.get((what, state.split, state.index, state.masker, *place), look)
@@ -262,17 +237,23 @@ class Explorer:
 
     def _words(self, state: ExplorerState, local: bool) -> Tensor:
         """Similarities (C + 1, h, w) of the classes' words and the state's, whatever windows or scales masks have."""
-        key = ("words", state.text)
-        word = self._kept.get(key, lambda: embed_words(self._masker.clip, [state.text]).cpu())
+        word = self._kept.get(("words", state.text), lambda: embed_words(self._masker.clip, [state.text]).cpu())
         vectors = torch.cat([self._masker.text.mean_per_class.cpu(), word])
         return torch.einsum("dhw,kd->khw", self._seen(state, "features", local), vectors)
 
     # --- the network, and a pixel ------------------------------------------------------------------------------------
 
+    def add_network(self, path: str | Path) -> str:
+        """Add a checkpoint to `networks`, return its name there. Raises NetworkError, and adds none, for a bad one."""
+        name, file = _path_name(path), resolve(path)
+        self._networks[name] = read_network(file, self.class_set).to(self.device)
+        self.networks[name] = file
+        return name
+
     def prediction(self, state: ExplorerState) -> tuple[np.ndarray, np.ndarray] | None:
         """Return the network's masks (H, W) uint8: over all classes, and over those in the image's labels.
 
-        None without a network. Raises CarbError for a network of other classes.
+        None without a network. Raises NetworkError for a file that is no network of these classes.
         """
         if not state.network:
             return None
@@ -286,13 +267,7 @@ class Explorer:
 
     def _network(self, name: str) -> torch.nn.Module:
         if name not in self._networks:
-            network, trained = load_trained(self.networks[name])
-            if trained.class_set.names != self.class_set.names:
-                raise CarbError(
-                    f"{self.networks[name]}: its network knows the classes of {trained.class_set.name}, not of "
-                    f"{self.class_set.name}; set `classes` to those it was trained with"
-                )
-            self._networks[name] = network.to(self.device)
+            self._networks[name] = read_network(self.networks[name], self.class_set).to(self.device)
         return self._networks[name]
 
     def consistent(self, state: ExplorerState) -> np.ndarray | None:
@@ -317,24 +292,46 @@ class Explorer:
 
 def open_splits(params: Params) -> dict[str, Split]:
     """Open the run's val, test and train split, as far as they are there: {name: split}. CarbError if none is."""
-    found, problem = {}, None
+    found, problems = {}, []
     for name in dict.fromkeys((params.val_split, params.test_split, params.train_split)):
         try:
-            split = open_split(params, name)
+            found[name] = open_split(params, name)
         except CarbError as error:
-            problem = problem or error
-        else:
-            found |= {name: split} if len(split) else {}
+            problems.append(error)
     if not found:
-        raise problem or CarbError(f"{params.data_root}: no image in any split; check `root`")
+        raise problems[0]
     return found
 
 
 def trained_networks(params: Params) -> dict[str, Path]:
     """Return the run's trained networks, {variant: final.pt, or checkpoint.pt of a training that is not finished}."""
-    folders = [folder for folder in (params.run_dir / "train").glob("*/") if any(folder.glob("*.pt"))]
-    files = {f.name: next((f / n for n in ("final.pt", "checkpoint.pt") if (f / n).is_file()), None) for f in folders}
-    return {name: files[name] for name in in_order(files) if files[name]}
+    folder, kinds = params.run_dir / "train", ("checkpoint.pt", "final.pt")
+    files = {file.parent.name: file for kind in kinds for file in folder.glob(f"*/{kind}")}
+    return {name: files[name] for name in in_order(files)}
+
+
+def read_network(path: Path, class_set: ClassSet) -> torch.nn.Module:
+    """Return the network of a `final.pt` or `checkpoint.pt`, ready to predict, on the CPU.
+
+    Raises NetworkError where the file is no checkpoint of carblib or its network knows other classes.
+    """
+    try:
+        network, trained = load_trained(path)
+    except CarbError as error:
+        official = path.suffix == ".pth" and path.is_file()
+        hint = "; official files are turned into ours by python -m carblib.checkpoints import" if official else ""
+        raise NetworkError(f"{error}{hint}") from error
+    if trained.class_set.names != class_set.names:
+        raise NetworkError(
+            f"{path}: its network knows the classes of {trained.class_set.name}, not of {class_set.name}; "
+            "set `classes` to those it was trained with"
+        )
+    return network
+
+
+def _path_name(path: str | Path) -> str:
+    file, root = resolve(path), project_root()
+    return str(file.relative_to(root) if file.is_relative_to(root) else file)
 
 
 def _bytes(value: Any) -> int:

@@ -10,18 +10,29 @@ import html
 import itertools
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ipywidgets import HTML, Button, Checkbox, Combobox, FloatSlider, HBox, IntSlider, Layout, Text, VBox
+from ipywidgets import HTML, Button, Checkbox, FloatSlider, HBox, IntSlider, Layout, VBox
 
 from carblib.errors import CarbError
-from carblib.explore import GATES, Explorer, ExplorerState
-from carblib.explore_order import NAME, order, sorts
-from carblib.explore_views import View, pixel_under, render_view, view_figure, view_of, view_record
-from carblib.explore_widgets import PointerPicture, as_jpeg, dropdown, error_text, pixel_table
+from carblib.explore import GATES, Explorer, ExplorerState, NetworkError
+from carblib.explore_order import DISAGREEMENT, NAME, first_state, order, sorts, why_by_name
+from carblib.explore_views import WIDTH, View, pixel_under, render_view, view_figure, view_of, view_record
+from carblib.explore_widgets import (
+    PointerPicture,
+    SearchBox,
+    as_jpeg,
+    dropdown,
+    error_text,
+    no_picture,
+    pixel_table,
+    text_field,
+)
 from carblib.params import project_root
 from carblib.progress import is_live
+from carblib.readers import Split
 from carblib.style import save_figure
 
 
@@ -33,8 +44,10 @@ class ExplorerPanel:
 
     def __init__(self, explorer: Explorer, state: ExplorerState | None = None):
         self.explorer = explorer
-        first = state or explorer.first_state()
+        first = state or first_state(explorer)
         self._order: list[int] = []
+        self._disagreement: dict[tuple[str, str], list[int]] = {}  # (split, network): order, read from masks once
+        self._notes: list[str] = []  # HTML to be said with the next picture
         self._pixel = first.pixel
         self._quiet = True
         self.view: View | None = None
@@ -52,17 +65,17 @@ class ExplorerPanel:
 
     def _choices(self, first: ExplorerState) -> None:
         explorer = self.explorer
-        networks = [("none", ""), *((name, name) for name in explorer.networks)]
         self.split = dropdown("split", list(explorer.splits), first.split)
         self.sort = dropdown("order", [NAME], NAME, "250px")
         self.image = IntSlider(0, 0, 0, description="image", continuous_update=False, readout=False)
         self.previous = Button(description="◀ previous", layout=Layout(width="100px"))
         self.next = Button(description="next ▶", layout=Layout(width="100px"))
-        self.search = Combobox(placeholder="part of a name", description="find")
+        self.search = SearchBox(layout=Layout(width="240px"))
         self.shown_class = dropdown("class", [(n, c) for c, n in enumerate(explorer.class_set.names)], first.class_id)
         self.masker = dropdown("masker", explorer.maskers, first.masker)
         self.gate = dropdown("gating", GATES, first.gate)
-        self.network = dropdown("network", networks, first.network)
+        self.network = dropdown("network", self._networks(), first.network)
+        self.checkpoint = text_field("checkpoint", "", "path of a final.pt, Enter")
 
     def _switches(self, first: ExplorerState) -> None:
         height, width = self.explorer.params.image_size
@@ -72,19 +85,19 @@ class ExplorerPanel:
         self.row = IntSlider(first.centre[0], 0, height - 1, description="down")
         self.zoom = FloatSlider(first.zoom, min=low, max=max(low + rate, first.zoom), step=0.05, description="zoom")
         self.opacity = FloatSlider(first.opacity, min=0, max=1, step=0.05, description="opacity")
-        self.words = Text(first.text, placeholder="any words, then Enter", description="words")
-        self.words.continuous_update = False
+        self.words = text_field("words", first.text, "any words, then Enter")
         self.save = Button(description="save PNG and PDF", icon="download", layout=Layout(width="160px"))
 
     def _layout(self) -> VBox:
         rows = [
             [self.split, self.sort, self.previous, self.image, self.next, self.search],
-            [self.shown_class, self.masker, self.gate, self.network, self.opacity, self.save],
-            [self.words, self.local, self.column, self.row, self.zoom],
+            [self.shown_class, self.masker, self.gate, self.words],
+            [self.network, self.checkpoint, self.opacity, self.save],
+            [self.local, self.column, self.row, self.zoom],
         ]
-        for control in (self.image, self.opacity, self.column, self.row, self.zoom, self.search, self.words):
+        for control in (self.image, self.opacity, self.column, self.row, self.zoom):
             control.style.description_width = "initial"
-            control.layout.width = "270px" if control is self.image or control is self.words else "240px"
+            control.layout.width = "270px" if control is self.image else "240px"
         wrapping = Layout(flex_flow="row wrap", align_items="center")
         return VBox([*(HBox(row, layout=wrapping) for row in rows), self.status, self.picture, self.found])
 
@@ -94,7 +107,8 @@ class ExplorerPanel:
             control.observe(self.redraw, "value")
         for control in (self.split, self.network, self.sort):
             control.observe(self._regroup, "value")
-        self.search.observe(self._find, "value")
+        self.search.observe(self._find, "asked")
+        self.checkpoint.observe(self._add_network, "value")
         self.previous.on_click(lambda _: self._step(-1))
         self.next.on_click(lambda _: self._step(1))
         self.save.on_click(lambda _: self.save_view())
@@ -130,14 +144,49 @@ class ExplorerPanel:
 
     def _reorder(self, index: int) -> None:
         """Offer the orders there are results for and stay at an image, whatever place it has in the order now."""
-        params, split = self.explorer.params, self.explorer.splits[self.split.value]
-        offered, by = sorts(params, split, self.network.value), self.sort.value
-        self.sort.options = offered
-        self.sort.value = by if by in offered else NAME
-        self._order = order(params, split, self.network.value, self.sort.value)
+        params, split, network = self.explorer.params, self.explorer.splits[self.split.value], self.network.value
+        by = self.sort.value
+        try:
+            self.sort.options = sorts(params, split, network)
+            by = by if by in self.sort.options else NAME
+            self._order = self._ordered(split, network, by)
+        except CarbError as error:
+            self._notes.append(error_text(error))
+            by, self._order = NAME, order(params, split, network)
+        self.sort.value = by
+        if len(self.sort.options) == 1:
+            self._notes.append(html.escape(why_by_name(params, split, network)))
         self.image.max = len(self._order) - 1
         self.image.value = self._order.index(min(index, len(self._order) - 1))
-        self.search.options = split.names
+
+    def _ordered(self, split: Split, network: str, by: str) -> list[int]:
+        if by != DISAGREEMENT:
+            return order(self.explorer.params, split, network, by)
+        key = split.name, network
+        if key not in self._disagreement:
+            self.status.value = f"reading {len(split)} pseudo-masks and as many predictions …"
+            self._disagreement[key] = order(self.explorer.params, split, network, by)
+        return self._disagreement[key]
+
+    def _networks(self) -> list[tuple[str, str]]:
+        return [("none", ""), *((name, name) for name in self.explorer.networks)]
+
+    def _add_network(self, change: dict[str, Any]) -> None:
+        path = change["new"].strip().strip("\"'")
+        if not path:
+            return
+        with self._said():
+            name = self.explorer.add_network(path)
+            with self._together():
+                self.network.options = self._networks()
+                self._switch_network(name)
+                self.checkpoint.value = ""
+
+    def _switch_network(self, name: str) -> None:
+        """Choose a network and stay at the image."""
+        here = self._order[self.image.value]
+        self.network.value = name
+        self._reorder(here)
 
     def _regroup(self, change: dict[str, Any]) -> None:
         if self._quiet:
@@ -153,25 +202,30 @@ class ExplorerPanel:
         self.image.value = min(max(self.image.value + by, 0), self.image.max)
 
     def _find(self, change: dict[str, Any]) -> None:
-        wanted, names = change["new"].strip(), self.explorer.splits[self.split.value].names
-        hits = [i for i, name in enumerate(names) if wanted and wanted.lower() in name.lower()]
-        if wanted in names:
-            hits = [names.index(wanted)]
-        if hits:
-            self.image.value = self._order.index(hits[0])
-        elif wanted:
+        """Go to the next image after this one with the text in its name, and from the last to the first."""
+        wanted, names = change["new"]["text"].strip(), self.explorer.splits[self.split.value].names
+        hits = [place for place, i in enumerate(self._order) if wanted.lower() in names[i].lower()]
+        if wanted and not hits:
             self.status.value = error_text(f"no image of split {self.split.value} has “{wanted}” in its name")
+        elif wanted:
+            later = [place for place in hits if place > self.image.value]
+            place = (later or hits)[0]
+            self._notes.append(f"“{html.escape(wanted)}”: {hits.index(place) + 1} of {len(hits)}")
+            with self._together():
+                self.image.value = place
 
     def _pointed(self, change: dict[str, Any]) -> None:
         event = change["new"]
-        pixel = pixel_under(self.view, event["x"], event["y"]) if self.view else None
-        if pixel is not None and event["kind"] == "click":
-            self._pixel = pixel
-            self.redraw()
-        elif pixel is not None and self.local.value:
-            with self._together():
-                self.row.value, self.column.value = pixel
-        self.picture.answered = event["time"]
+        try:
+            pixel = pixel_under(self.view, event["x"], event["y"]) if self.view else None
+            if pixel is not None and event["kind"] == "click":
+                self._pixel = pixel
+                self.redraw()
+            elif pixel is not None and self.local.value:
+                with self._together():
+                    self.row.value, self.column.value = pixel
+        finally:  # whatever happened: the page sends nothing more until then
+            self.picture.answered = event["time"]
 
     # --- what they show ----------------------------------------------------------------------------------------------
 
@@ -179,23 +233,35 @@ class ExplorerPanel:
         """Show what the controls say, at once."""
         if self._quiet:
             return
-        started = time.perf_counter()
         with self._said():
-            state = self.state
-            self.view = view_of(self.explorer, state)
-            self.picture.alt = f"{len(self.view.panels)} panels: " + ", ".join(p.title for p in self.view.panels)
-            self.picture.data = as_jpeg(render_view(self.view))
-            self.drawn += 1
-            self.found.value = pixel_table(self.explorer, state) if state.pixel else ""
-            self.status.value = self._about(state, time.perf_counter() - started)
+            try:
+                self._draw()
+            except NetworkError as error:
+                self._notes.append(error_text(error))
+                with self._together():
+                    self._switch_network("")
+            except Exception:
+                # No picture rather than one of something else than the controls say.
+                self.view, self.picture.data, self.found.value = None, no_picture(WIDTH), ""
+                raise
+
+    def _draw(self) -> None:
+        started, state = time.perf_counter(), self.state
+        self.view = view_of(self.explorer, state)
+        self.picture.alt = f"{len(self.view.panels)} panels: " + ", ".join(p.title for p in self.view.panels)
+        self.picture.data = as_jpeg(render_view(self.view))
+        self.drawn += 1
+        self.found.value = pixel_table(self.explorer, state) if state.pixel else ""
+        self.status.value = self._about(state, time.perf_counter() - started)
+        self._notes.clear()
 
     @contextlib.contextmanager
     def _said(self) -> Iterator[None]:
-        """Say an error of the user's in the panel: nobody would see it elsewhere."""
+        """Say in the panel what went wrong: nobody would see it elsewhere."""
         try:
             yield
-        except CarbError as error:
-            self.status.value = error_text(str(error))
+        except (CarbError, RuntimeError, OSError, ValueError) as error:
+            self.status.value = error_text(error)
 
     def _about(self, state: ExplorerState, seconds: float) -> str:
         explorer, labels = self.explorer, self.explorer.subject(state).labels
@@ -208,20 +274,22 @@ class ExplorerPanel:
         if unknown:
             parts.append(error_text(f"this CLIP never saw: {', '.join(unknown)}"))
         hint = "click: what is here" + ("; drag: move the local view" if state.local else "")
-        return " · ".join([*parts, f"<i>{hint}</i>", f"{1000 * seconds:.0f} ms"])
+        return " · ".join([*parts, *self._notes, f"<i>{hint}</i>", f"{1000 * seconds:.0f} ms"])
 
     def save_view(self) -> list[str]:
-        """Save the view in figures/<run>/explorer as PNG, PDF and JSON; say and return where."""
-        state = self.state
+        """Save the view in figures/<run>/explorer as PNG, PDF and JSON; say and return where, nothing if it failed."""
+        saved: list[str] = []
+        with self._said():
+            saved = [str(path.relative_to(project_root())) for path in self._save(self.state)]
+            self.status.value = "saved: " + ", ".join(map(html.escape, saved))
+        return saved
+
+    def _save(self, state: ExplorerState) -> list[Path]:
         stem = f"{state.split}_{self.explorer.name(state)}"
         folder = self.explorer.params.figures_dir / "explorer"
         free = next(n for n in itertools.count(1) if not (folder / f"{stem}_{n}.png").exists())
         figure, record = view_figure(view_of(self.explorer, state)), view_record(self.explorer, state)
-        saved = [
-            str(path.relative_to(project_root())) for path in save_figure(figure, folder / f"{stem}_{free}", record)
-        ]
-        self.status.value = "saved: " + ", ".join(map(html.escape, saved))
-        return saved
+        return save_figure(figure, folder / f"{stem}_{free}", record)
 
 
 def watched(explorer: Explorer) -> bool:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,9 +28,9 @@ from carblib.style import (
     VALUE_MAP,
     FigureRecord,
     PaperFigure,
-    class_legend,
     colorize,
     figure_record,
+    legend_columns,
     new_figure,
     paper_style,
     shrink,
@@ -39,8 +39,9 @@ from carblib.style import (
 
 WIDTH = 1380  # pixels of a rendered view
 DETAIL = 640  # pixels across a panel, at most
-NOISY = (255, 255, 255)
+NOISY = (255, 255, 255)  # opaque
 MARK = (230, 0, 120)  # words and the clicked pixel: a colour no palette of streets uses
+Colour = tuple[int, int, int]
 _COLUMNS = {1: 1, 2: 2, 3: 3, 4: 2, 5: 3, 6: 3, 7: 4, 8: 4}
 _GAP, _TITLE, _LINE = 10, 24, 24  # pixels: between panels, above one, and a row of the legend
 
@@ -57,16 +58,14 @@ class Panel:
 class View:
     """Everything a state shows: panels of one size, and what the legend and the marks need.
 
-    `masks` are those in view; `value_range` the ends of the similarity maps' scale; `noisy` whether a noisy region is
-    shown; `size` (H, W) the base size that `box` and `pixel` count in.
+    `legend` holds what is in view, with its colour as painted; `value_range` the ends of the similarity maps' scale;
+    `size` (H, W) is the base size that `box` and `pixel` count in.
     """
 
     panels: tuple[Panel, ...]
-    masks: tuple[np.ndarray, ...]
-    class_set: ClassSet
+    legend: tuple[tuple[str, Colour], ...]
     value_range: tuple[float, float]
     size: tuple[int, int]
-    noisy: bool = False
     box: Box | None = None
     pixel: Pixel | None = None
 
@@ -74,6 +73,8 @@ class View:
 def view_of(explorer: Explorer, state: ExplorerState) -> View:
     """Gather a state's panels: image, similarity of the class, pseudo-mask, then prediction, truth, reliable regions
     and the maps of its words, where there are any.
+
+    `opacity` is that of masks. Similarity maps are opaque: a mixed colour could not be read off their scale.
     """
     classes, subject = explorer.class_set, explorer.subject(state)
     image = shrink(subject.image, DETAIL)
@@ -86,31 +87,31 @@ def view_of(explorer: Explorer, state: ExplorerState) -> View:
         return _mix(grey, colorize(mask, classes), opacity)
 
     named = {"pseudo-mask": shrink(explorer.pseudo_mask(state), DETAIL)}
-    predicted, consistent = explorer.prediction(state), explorer.consistent(state)
+    predicted, consistent, gated = explorer.prediction(state), explorer.consistent(state), subject.labels is not None
     if predicted is not None:
-        named["prediction"] = shrink(predicted[0], DETAIL)
+        named["prediction (ungated)" if gated else "prediction"] = shrink(predicted[0], DETAIL)
     if subject.truth is not None:
         named[truth_name(explorer.params)] = shrink(subject.truth, DETAIL)
     values = shrink(explorer.similarity(state), DETAIL)
     word = classes.words[state.class_id][0]
     panels = [
         Panel("image", image),
-        Panel(f"similarity to “{word}”", _heat(grey, values, ends, opacity)),
+        Panel(f"similarity to “{word}”", _heat(values, ends)),
     ]
     panels += [Panel(title, painted(mask)) for title, mask in named.items()]
     if consistent is not None:
         agreed = shrink(consistent.astype(np.uint8), DETAIL).astype(bool)
-        shown = np.where(agreed[..., None], painted(named["pseudo-mask"]), _mix(grey, NOISY, max(opacity, 0.8)))
-        panels.append(Panel(f"reliable regions: {100 * consistent.mean():.0f} % consistent", shown))
+        shown = np.where(agreed[..., None], painted(named["pseudo-mask"]), np.uint8(NOISY))
+        # Training compares the pseudo-mask with the prediction among the image's labels, which is another one.
+        title = "reliable (gated prediction)" if gated else "reliable"
+        panels.append(Panel(f"{title}: {100 * consistent.mean():.0f} %", shown))
     if explorer.has_words(state):
         panels += _word_panels(explorer, state, grey, ends)
     return View(
         tuple(panels),
-        tuple(named.values()),
-        classes,
+        _legend(named.values(), classes, grey.mean(), opacity) + (("noisy region", NOISY),) * (consistent is not None),
         ends,
         explorer.params.image_size,
-        consistent is not None,
         explorer.box(state) if state.local else None,
         state.pixel,
     )
@@ -120,19 +121,27 @@ def _word_panels(explorer: Explorer, state: ExplorerState, image: np.ndarray, en
     text = state.text if len(state.text) <= 16 else state.text[:15] + "…"
     wins = explorer.text_margin(state) > 0
     shown = np.where(shrink(wins.astype(np.uint8), DETAIL)[..., None] > 0, _mix(image, MARK, state.opacity), image)
-    heat = _heat(image, shrink(explorer.text_similarity(state), DETAIL), ends, state.opacity)
+    heat = _heat(shrink(explorer.text_similarity(state), DETAIL), ends)
     title = f"“{text}” wins: {100 * wins.mean():.1f} %"
     return [Panel(f"similarity to “{text}”", heat), Panel(title, shown)]
 
 
-def _mix(image: np.ndarray, colour: np.ndarray | Sequence[int], opacity: float) -> np.ndarray:
+def _mix(image: np.ndarray | float, colour: np.ndarray | Sequence[int], opacity: float) -> np.ndarray:
     return ((1 - opacity) * image + opacity * np.asarray(colour, np.float32)).astype(np.uint8)
 
 
-def _heat(image: np.ndarray, values: np.ndarray, ends: tuple[float, float], opacity: float) -> np.ndarray:
+def _heat(values: np.ndarray, ends: tuple[float, float]) -> np.ndarray:
     low, high = ends
-    steps = np.clip((values - low) / max(high - low, 1e-6) * 255, 0, 255).astype(np.uint8)
-    return _mix(image, _heat_colours()[steps], opacity)
+    return _heat_colours()[np.clip((values - low) / max(high - low, 1e-6) * 255, 0, 255).astype(np.uint8)]
+
+
+def _legend(
+    masks: Iterable[np.ndarray], classes: ClassSet, grey: float, opacity: float
+) -> tuple[tuple[str, Colour], ...]:
+    """Names of the classes in view, with their colours as they look over an image of that mean grey."""
+    seen = np.unique(np.concatenate([np.unique(mask) for mask in masks])).tolist()
+    entries = [("void", (0, 0, 0)) if c == IGNORE else (classes.names[c], classes.palette[c]) for c in seen]
+    return tuple((name, tuple(_mix(grey, colour, opacity).tolist())) for name, colour in entries)
 
 
 @functools.cache
@@ -153,7 +162,7 @@ def render_view(view: View, width: int = WIDTH) -> np.ndarray:
         canvas.paste(Image.fromarray(panel.picture).resize((across, down), way), (left, top))
         draw.text((left + 1, top - 5), panel.title, INK, _font(15), anchor="ls")
         _marks(draw, view, (left, top, across, down))
-    rows = _wrap(_legend(view), width)
+    rows = _wrap(view, width)
     for row, line in enumerate(rows, -len(rows)):
         x = 1
         for name, colour in line:
@@ -186,7 +195,7 @@ def _places(view: View, width: int) -> list[tuple[int, int, int, int]]:
 
 def _height(view: View, width: int) -> int:
     _, top, _, down = _places(view, width)[-1]
-    return top + down + _GAP + _LINE * len(_wrap(_legend(view), width))
+    return top + down + _GAP + _LINE * len(_wrap(view, width))
 
 
 def _marks(draw: ImageDraw.ImageDraw, view: View, place: tuple[int, int, int, int]) -> None:
@@ -203,18 +212,12 @@ def _marks(draw: ImageDraw.ImageDraw, view: View, place: tuple[int, int, int, in
         draw.ellipse([x - 6, y - 6, x + 6, y + 6], outline=MARK, width=3)
 
 
-def _legend(view: View) -> list[tuple[str, tuple[int, int, int] | None]]:
-    """Names and colours of the classes in view; None stands for the scale of the similarity maps."""
+def _wrap(view: View, width: int) -> list[list[tuple[str, Colour | None]]]:
+    """The legend in rows as wide as the picture; its last entry, without a colour, is the similarity maps' scale."""
     low, high = view.value_range
-    seen = np.unique(np.concatenate([np.unique(mask) for mask in view.masks]))
-    entries = [(view.class_set.names[c], view.class_set.palette[c]) for c in seen if c != IGNORE]
-    entries += [("void", (0, 0, 0))] * (IGNORE in seen) + [("noisy region", NOISY)] * view.noisy
-    return [*entries, (f"{low:.2f}|{high:.2f} cosine similarity".replace("-", "−"), None)]
-
-
-def _wrap(entries: list, width: int) -> list[list]:
+    scale = f"{low:.2f}|{high:.2f} cosine similarity".replace("-", "−")
     rows, used = [[]], 0
-    for name, colour in entries:
+    for name, colour in [*view.legend, (scale, None)]:
         if rows[-1] and used + _entry_width(name, colour) > width:
             rows.append([])
             used = 0
@@ -223,11 +226,11 @@ def _wrap(entries: list, width: int) -> list[list]:
     return rows
 
 
-def _entry_width(name: str, colour: tuple[int, int, int] | None) -> int:
+def _entry_width(name: str, colour: Colour | None) -> int:
     return round(_font(15).getlength(name)) + (20 + 24 if colour else 110 + 24)
 
 
-def _entry(draw: ImageDraw.ImageDraw, x: int, y: int, name: str, colour: tuple[int, int, int] | None) -> None:
+def _entry(draw: ImageDraw.ImageDraw, x: int, y: int, name: str, colour: Colour | None) -> None:
     middle = y + _LINE // 2
     if colour is not None:
         draw.rectangle([x, y + 5, x + 14, y + 19], fill=tuple(colour), outline=FAINT)
@@ -271,11 +274,15 @@ def view_figure(view: View) -> PaperFigure:
             axes.plot(*at, "o", mfc="none", mec=np.array(MARK) / 255, mew=1.2, ms=5)
     low, high = view.value_range
     scale = ScalarMappable(Normalize(low, high), VALUE_MAP)
-    bar = figure.colorbar(scale, ax=grid, orientation="horizontal", shrink=0.3, aspect=30, pad=0.01)
+    bar = figure.colorbar(scale, ax=grid, orientation="horizontal", shrink=0.3, aspect=30, pad=0.02)
     bar.set_label("cosine similarity", fontsize=7)
     bar.outline.set_linewidth(0.4)
-    noisy = [Patch(facecolor="white", edgecolor=INK, linewidth=0.6, label="noisy region")] * view.noisy
-    class_legend(figure, view.masks, view.class_set, extra=noisy)
+    patches = [
+        Patch(facecolor=np.array(colour) / 255, edgecolor=FAINT, linewidth=0.4, label=name)
+        for name, colour in view.legend
+    ]
+    columns = legend_columns(figure, [name for name, _ in view.legend])
+    figure.legend(handles=patches, loc="outside lower center", ncols=columns, handleheight=0.9, handletextpad=0.5)
     for _ in range(2):  # just as high as the panels are at this width
         figure.draw_without_rendering()
         slot, shown = grid[0, 0].get_position(original=True), grid[0, 0].get_position()
@@ -287,16 +294,25 @@ def view_figure(view: View) -> PaperFigure:
 def view_record(explorer: Explorer, state: ExplorerState) -> FigureRecord:
     """Return caption and alternative text of a view, saying every choice that made it."""
     top, left, bottom, right = explorer.box(state)
-    parts = [f"Image {explorer.name(state)}; masker {state.masker}, gate {explorer.gate(state)}"]
+    word, opacity = explorer.class_set.words[state.class_id][0], f"{100 * state.opacity:.0f} %"
+    parts = [
+        f"Image {explorer.name(state)}; masker {state.masker}, gate {explorer.gate(state)}",
+        f"similarity map of “{word}”; masks drawn over the grey image with an opacity of {opacity}",
+    ]
+    if state.network:
+        among = "" if explorer.subject(state).labels is None else " among the image's labels"
+        parts.append(f"reliable where the network's prediction{among} and the pseudo-mask agree")
     if state.local:
         parts.append(
             f"local view, rows {top} to {bottom} and columns {left} to {right}, enlarged {state.zoom:.2f} times"
         )
     if explorer.has_words(state):
-        parts.append(f"words looked for: “{state.text}”")
+        parts.append(f"similarity map of the words “{state.text}”, and where they win against every class")
+    if state.pixel:
+        parts.append(f"circle: row {state.pixel[0]}, column {state.pixel[1]}")
     if explorer.unknown_words(state):
         parts.append(f"CLIP never saw {', '.join(explorer.unknown_words(state))}")
     caption = "; ".join(parts) + "."
-    checkpoint = str(explorer.networks[state.network]) if Path(state.network).is_absolute() else state.network or "none"
-    alt = "A driving scene beside a similarity map, CLIP's pseudo-mask and other masks of it."
-    return figure_record(explorer.params, caption, alt, state.split, 1, checkpoint)
+    shown = ", ".join(panel.title for panel in view_of(explorer, state).panels)
+    alt = f"A driving scene and maps and masks of it, side by side: {shown}."
+    return figure_record(explorer.params, caption, alt, state.split, 1, state.network or "none")

@@ -10,20 +10,41 @@ from typing import Any
 import anywidget
 import numpy as np
 import traitlets
-from ipywidgets import Dropdown, Layout
+from ipywidgets import Dropdown, Layout, Text
 from PIL import Image
 
+from carblib.errors import CarbError
 from carblib.explore import Explorer, ExplorerState
 from carblib.style import IGNORE, truth_name
 
 QUALITY = 90  # of the JPEG shown; saved views are drawn anew
+_SEARCH = """
+function render({ model, el }) {
+  el.classList.add("widget-inline-hbox", "widget-text");
+  const label = document.createElement("label"), box = document.createElement("input");
+  label.className = "widget-label";
+  label.style.width = "auto";
+  label.textContent = model.get("label");
+  box.type = "text";
+  box.placeholder = "part of a name, then Enter";
+  box.onkeydown = (e) => {
+    e.stopPropagation();
+    if (e.key !== "Enter") return;
+    model.set("asked", { text: box.value, time: performance.now() });
+    model.save_changes();
+  };
+  el.append(label, box);
+}
+export default { render };
+"""
 _JAVASCRIPT = """
 function render({ model, el }) {
   const img = document.createElement("img");
   img.className = "carblib-picture";
   img.draggable = false;
   img.style.cssText = "display:block;width:100%;cursor:crosshair;touch-action:none";
-  let url = null, pressed = null, moved = false, next = null, waiting = false;
+  const queue = [];
+  let url = null, pressed = null, moved = false, waiting = false;
   const show = () => {
     const old = url;
     url = URL.createObjectURL(new Blob([model.get("data")], { type: "image/jpeg" }));
@@ -32,17 +53,17 @@ function render({ model, el }) {
     img.alt = model.get("alt");
   };
   const flush = () => {
-    // One event at a time: the next one waits until the kernel has answered, and only the newest waits.
-    if (!next || waiting) return;
+    // One event at a time: the next one waits until the kernel has answered, and of a drag only the newest waits.
+    if (!queue.length || waiting) return;
     waiting = true;
-    model.set("event", next);
+    model.set("event", queue.shift());
     model.save_changes();
-    next = null;
   };
   const send = (kind, e) => {
     const box = img.getBoundingClientRect();
     const x = (e.clientX - box.left) / box.width, y = (e.clientY - box.top) / box.height;
-    next = { kind, x, y, time: performance.now() };
+    if (queue.length && queue.at(-1).kind === "drag" && kind === "drag") queue.pop();
+    queue.push({ kind, x, y, time: performance.now() });
     flush();
   };
   img.onpointerdown = (e) => { pressed = e; moved = false; img.setPointerCapture(e.pointerId); };
@@ -77,6 +98,17 @@ class PointerPicture(anywidget.AnyWidget):
     answered = traitlets.Float(0).tag(sync=True)
 
 
+class SearchBox(anywidget.AnyWidget):
+    """A line of text that reports each Enter as `asked` {text, time}, the same text again as well.
+
+    The text fields of ipywidgets report changes only, so that none of them can search for the next hit.
+    """
+
+    _esm = _SEARCH
+    label = traitlets.Unicode("find").tag(sync=True)
+    asked = traitlets.Dict().tag(sync=True)
+
+
 def as_jpeg(picture: np.ndarray) -> bytes:
     """Encode a picture (H, W, 3) uint8 for the page."""
     data = io.BytesIO()
@@ -102,15 +134,28 @@ def pixel_table(explorer: Explorer, state: ExplorerState) -> str:
     return f"<div>row {row}, column {column}: {', '.join(named)}</div><div>{' '.join(cells)}</div>"
 
 
-def error_text(message: str) -> str:
-    """Return a message as HTML in the colour of errors."""
-    return f"<b style='color:#b00020'>{html.escape(message)}</b>"
+def no_picture(width: int) -> bytes:
+    """Return a plain grey JPEG, to be shown where there is nothing to show."""
+    return as_jpeg(np.full((width // 6, width, 3), 238, np.uint8))
+
+
+def error_text(error: Exception | str) -> str:
+    """Return an error or a message as HTML in the colour of errors, in one line."""
+    known = isinstance(error, CarbError | str)
+    message = " ".join((str(error) if known else f"{type(error).__name__}: {error}").split())
+    return f"<b style='color:#b00020'>{html.escape(message[:400])}</b>"
 
 
 def dropdown(label: str, options: Sequence[Any], value: Any, width: str = "175px") -> Dropdown:
     """Return a labelled dropdown of values, or of (text, value) pairs."""
     look = {"layout": Layout(width=width), "style": {"description_width": "initial"}}
     return Dropdown(options=options, value=value, description=label, **look)
+
+
+def text_field(label: str, value: str, placeholder: str, width: str = "270px") -> Text:
+    """Return a labelled line of text that reports what was typed once Enter is pressed."""
+    look = {"layout": Layout(width=width), "style": {"description_width": "initial"}}
+    return Text(value, placeholder=placeholder, description=label, continuous_update=False, **look)
 
 
 def _name(names: Sequence[str], train_id: int) -> str:
