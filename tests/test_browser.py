@@ -181,6 +181,7 @@ def test_explorer_in_jupyterlab(tmp_path: Path) -> None:
     with open_page(1500, 1100) as page, jupyter_lab(tmp_path, tmp_path, tmp_path) as address:
         run_all(page, address.format("00_explore.ipynb"))
         picture = Watched(page)
+        picture.settle()
         press_slider(page, "opacity", "ArrowLeft")
         picture.wait_for_change()
         enter(page, "words", "car")
@@ -222,6 +223,7 @@ def test_screenshot_of_the_demo(tmp_path: Path) -> None:
     with open_page(1600, 1300) as page, jupyter_lab(tmp_path, home, tmp_path) as address:
         run_all(page, address.format("00_explore.ipynb"))
         picture = Watched(page)
+        picture.settle()
         seconds = []
         for move in range(30):
             begun = time.perf_counter()
