@@ -91,8 +91,7 @@ def test_killed_kernel_is_a_failure(project: Path) -> None:
 
 def test_interrupt_lets_the_cell_clean_up(project: Path) -> None:
     cell = (
-        "import os, time\nprint('kernel', os.getpid(), flush=True)\n"
-        "try:\n    time.sleep(60)\n"
+        "import os, time\ntry:\n    print('kernel', os.getpid(), flush=True)\n    time.sleep(60)\n"
         "except KeyboardInterrupt:\n    time.sleep(0.5)\n    open('saved', 'w').close()\n    raise"
     )
     write_notebook(project / "in.ipynb", cell, "open('went_on', 'w').close()")
