@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from explorer_runs import explorer_home, tiny_params
 
 from carblib.clip_models import ClipModel, clip, load_clip
+from carblib.explore import Explorer
 
 
 def tiny_clip(vision_layers: int | tuple[int, ...] = 4, vision_width: int = 128, seed: int = 0) -> torch.nn.Module:
@@ -55,3 +58,16 @@ def random_resnet_clip(tmp_path_factory: pytest.TempPathFactory) -> ClipModel:
     path = tmp_path_factory.mktemp("clip") / "random_resnet.pt"
     torch.save(tiny_clip((1, 1, 1, 1), 8).state_dict(), path)
     return load_clip(str(path))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The project that the explorer's tests look at."""
+    with explorer_home(tmp_path_factory.mktemp("home")) as root:
+        yield root
+
+
+@pytest.fixture(scope="module")
+def explorer(home: Path) -> Explorer:
+    """Its explorer. Tests must not change it."""
+    return Explorer(tiny_params())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
-from explorer_runs import SIZE, explorer_home, picture, tiny_params, write_evaluation
+from explorer_runs import SIZE, picture, tiny_params, write_evaluation
 from PIL import Image
 from scipy import ndimage
 
@@ -28,18 +27,6 @@ from carblib.masker import Masker, pseudo_mask
 from carblib.predict import prediction_folder
 from carblib.style import save_figure
 from carblib.views import LocalView, local_pseudo_mask
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with explorer_home(tmp_path_factory.mktemp("home")) as root:
-        yield root
-
-
-@pytest.fixture(scope="module")
-def explorer(home: Path) -> Explorer:
-    return Explorer(tiny_params())
-
 
 # --- states and pictures -----------------------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import MagicMock
@@ -11,7 +10,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from explorer_runs import SIZE, explorer_home, picture, save_network, tiny_params, write_evaluation
+from explorer_runs import SIZE, picture, save_network, tiny_params, write_evaluation
 
 from carblib import explore_panel, files, notebook
 from carblib.errors import CarbError
@@ -26,17 +25,6 @@ from carblib.params import Params
 from carblib.scenes import write_scenes
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with explorer_home(tmp_path_factory.mktemp("home")) as root:
-        yield root
-
-
-@pytest.fixture(scope="module")
-def explorer(home: Path) -> Explorer:
-    return Explorer(tiny_params())
 
 
 @pytest.fixture
