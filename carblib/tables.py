@@ -134,7 +134,8 @@ def ranks(values: np.ndarray, competing: Sequence[bool]) -> list[int]:
 
     Equal numbers share a mark. nan and what does not compete have none, and what is shown as 0.0 is no second-best.
     """
-    shown = [round(100 * v, 1) if c and not np.isnan(v) else None for v, c in zip(values, competing, strict=True)]
+    # As it is printed: numpy's round sends 0.05 to 0.0, the printed number is 0.1.
+    shown = [float(_percent(v)) if c and not np.isnan(v) else None for v, c in zip(values, competing, strict=True)]
     steps = sorted({v for v in shown if v is not None}, reverse=True)
     return [steps.index(v) + 1 if v and v in steps[:2] and len(steps) > 1 else 0 for v in shown]
 
