@@ -1,6 +1,6 @@
 """Class sets as data: names, words for CLIP, palettes, and which classes count as small.
 
-Words: the first of each class is the paper's (method: text embeddings, class words); the rest are synonyms, used only
+Words: the first of each class is the paper's (METHOD.md, 1); the rest are synonyms, used only
 with the parameter `synonyms`. Palettes are the datasets' own; WildDash2 takes Cityscapes' colours for shared classes.
 """
 
@@ -11,9 +11,10 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from carblib.errors import CarbError, nearest
+from carblib.base.errors import CarbError, nearest
 
 Colour = tuple[int, int, int]
+IGNORE = 255  # ignore_index: belongs to no class
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""CLIP models: found, verified, loaded, and asked for text embeddings (method: text embeddings, models).
+"""CLIP models: found, verified, loaded, and asked for text embeddings (METHOD.md, 1).
 
 Weights are never trusted for their name: OpenAI's files must have OpenAI's checksum, every key must be used, every
 value be finite. Nothing runs with weights that are missing, wrong or partly loaded.
@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from carblib.errors import CarbError, nearest
-from carblib.files import load_torch, sha256
+from carblib.base.errors import CarbError, nearest
+from carblib.base.files import load_torch, sha256
 from carblib.params import resolve
 
 with warnings.catch_warnings():
@@ -139,7 +139,7 @@ def load_clip(name: str, folder: str = "", official: bool = False) -> ClipModel:
     `name` is one of OpenAI's ("ViT-B/16", "RN50", …), "small" (the embedded CLIP of rendered scenes), a file with a
     state dict in OpenAI's format, or "open_clip:<architecture>/<tag or file>". OpenAI's are looked for in `folder`,
     then in ~/.cache/clip, then downloaded to the first of the two. `official` gives a ViT's image tower GELU and
-    LayerNorm eps 1e-6, as the official CARB code has it (method: what is wrong, point 4); ResNets are the same there.
+    LayerNorm eps 1e-6, as the official CARB code has it (METHOD.md, 7.4); ResNets are the same there.
 
     Raises CarbError for weights that are missing, of another checksum, of another model, or not finite.
     """
@@ -185,7 +185,9 @@ def _find(name: str, folder: str) -> tuple[Path, str]:
     path = SMALL_CLIP if name == "small" else resolve(name)
     if not path.is_file():
         if name == "small":
-            raise CarbError(f"{path}: the embedded CLIP is missing; reinstall, or run python -m carblib.pretrain_clip")
+            raise CarbError(
+                f"{path}: the embedded CLIP is missing; reinstall, or run python -m carblib.scenes.pretrain_clip"
+            )
         known = ["small", *clip.available_models()]
         hint = nearest(name, known) or "known are " + ", ".join(known)
         raise CarbError(f"clip '{name}': neither a file nor a known model; {hint}")

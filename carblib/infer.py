@@ -1,6 +1,6 @@
 """Inference: whole image or sliding windows, one or several scales, with or without the mirrored image.
 
-One image at a time, of any size; the mask has the image's own size. (method: settings; test-time option.)
+One image at a time, of any size; the mask has the image's own size. (METHOD.md, 6.)
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from carblib.errors import CarbError
+from carblib.base.errors import CarbError
 from carblib.params import Params
 from carblib.transforms import load_sized
 

@@ -2,7 +2,7 @@
 
 Where the network's own prediction agrees with the pseudo-mask lies the consistent region R, elsewhere the noisy region
 N. After a warm-up the loss is CE_R + λ·CE_N for the global view plus the same for the local view, each CE a mean over
-its own region (method, section 5). One log-sum-exp over the upsampled logits serves all four.
+its own region (METHOD.md, 5). One log-sum-exp over the upsampled logits serves all four.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from carblib.errors import CarbError
+from carblib.base.errors import CarbError
+from carblib.classes import IGNORE
 from carblib.views import LocalView, paste_view
 
 if TYPE_CHECKING:
     from carblib.params import Params
 
-IGNORE = 255
 QUEUE = 5  # iterations over which the losses in λ are averaged
 
 

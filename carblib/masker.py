@@ -1,4 +1,4 @@
-"""The CLIP masker: pseudo-masks from images and image-level labels, without training (method: CLIP masker).
+"""The CLIP masker: pseudo-masks from images and image-level labels, without training (METHOD.md, 2).
 
 Similarity of each patch to each class, gated by the image-level labels, resized bilinearly, argmax. Every pixel gets
 a class that is present in the image; there is no threshold.
@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from carblib.base.errors import CarbError, nearest
+from carblib.classes import IGNORE
+from carblib.clip_attention import STRATEGIES, resnet_features, vit_features
 from carblib.clip_models import ClipModel, load_clip
-from carblib.errors import CarbError, nearest
-from carblib.masker_strategies import STRATEGIES, resnet_features, vit_features
 from carblib.params import Params
 from carblib.prompts import TextEmbeddings, text_embeddings
 
-IGNORE = 255
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in 0–1
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _WINDOWS_AT_ONCE = 32  # windows CLIP sees together: bounds the memory, whatever the image size
@@ -179,7 +179,7 @@ def pseudo_mask(similarity: Tensor, labels: Tensor | None, size: Size, gate: str
     """Turn similarities (B, C, h, w) and image-level labels (B, C) bool into masks (B, H, W) uint8 of `size`.
 
     Bilinear resize (align_corners=False), gate, argmax. `gate` "labels": only present classes compete, as if absent
-    ones scored −∞ (method: what is wrong, point 1); an image without any label is 255 throughout. "official": scores
+    ones scored −∞ (METHOD.md, 7.1); an image without any label is 255 throughout. "official": scores
     are multiplied by the labels, so that absent classes score 0 and win where all present ones are negative; ties go
     to the lowest id. "none": all classes compete, `labels` may be None. Raises CarbError for labels that are missing.
     """

@@ -1,4 +1,4 @@
-"""The segmentation network: a backbone of stride 8, DeepLabV2's ASPP head, text embeddings as classifier (method, 3).
+"""The segmentation network: a backbone of stride 8, DeepLabV2's ASPP head, text embeddings as classifier (METHOD.md, 3).
 
 Logits are inner products of the head's features with the frozen text embeddings, without a bias and without
 normalising the features; so the head has as many channels as the text embeddings have dimensions.
@@ -18,8 +18,8 @@ import torchvision.models as zoo
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from carblib.errors import CarbError, nearest
-from carblib.files import load_torch
+from carblib.base.errors import CarbError, nearest
+from carblib.base.files import load_torch
 from carblib.params import Params, resolve
 
 SMALL_BACKBONE = Path(__file__).parent / "assets" / "small_backbone.safetensors"
@@ -193,7 +193,7 @@ def load_backbone_weights(backbone: nn.Module, name: str, source: str) -> KeyRep
         return load_weights(backbone, _download(name), f"torchvision's {name}", spare)
     path = SMALL_BACKBONE if source == "small" else resolve(source)
     if source == "small" and not path.is_file():
-        raise CarbError(f"{path}: no such file; make it with python -m carblib.pretrain_backbone")
+        raise CarbError(f"{path}: no such file; make it with python -m carblib.scenes.pretrain_backbone")
     return load_weights(backbone, read_weights(path), str(path), spare)
 
 

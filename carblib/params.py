@@ -12,10 +12,11 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from carblib.base.errors import CarbError, nearest, refusals
+from carblib.base.files import read_yaml
+from carblib.base.progress import is_live
 from carblib.classes import ClassSet, class_set
-from carblib.errors import CarbError, nearest, refusals
-from carblib.files import read_yaml
-from carblib.progress import is_live
+from carblib.variants import TRAINED, VARIANTS, WEAK
 
 
 def _from_text(value: Any) -> Any:
@@ -36,25 +37,14 @@ Range = Annotated[tuple[Positive, Positive], BeforeValidator(_from_text)]
 _SOME = Field(min_length=1)
 Scales = Annotated[tuple[Positive, ...], _SOME, BeforeValidator(_from_text)]
 Integers = Annotated[tuple[Pixels, ...], _SOME, BeforeValidator(_from_text)]
-Variant = Literal["plain", "glv", "carb", "full", "ours"]
-Variants = Annotated[tuple[Variant, ...], BeforeValidator(_from_text)]
+Variants = Annotated[tuple[Literal[WEAK], ...], BeforeValidator(_from_text)]
 Backbone = Literal["resnet50_v1c", "resnet101_v1c", "resnet50", "resnet101", "mobilenet_v2", "small"]
 Masker = Literal["value_path", "no_residual", "query_query", "key_key", "sclip", "clearclip", "naclip"]
-Trained = Literal["plain", "glv", "carb", "full", "ours", "ceiling"]
-AblationVariants = Annotated[tuple[Trained, ...], _SOME, BeforeValidator(_from_text)]
+AblationVariants = Annotated[tuple[Literal[TRAINED], ...], _SOME, BeforeValidator(_from_text)]
 AblationPaths = Annotated[tuple[Literal["dual", "single", "single_crf"], ...], _SOME, BeforeValidator(_from_text)]
 Maskers = Annotated[tuple[Masker, ...], _SOME, BeforeValidator(_from_text)]
 MAX_SEED = 2**32 - 1  # the largest that numpy's and torch's generators all take
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0, le=MAX_SEED)], ...], _SOME, BeforeValidator(_from_text)]
-
-VARIANTS: dict[str, dict[str, Any]] = {
-    "plain": {"local_view": False, "balancing": False},
-    "glv": {"local_view": True, "balancing": False},
-    "carb": {"local_view": False, "balancing": True},
-    "full": {"local_view": True, "balancing": True},
-    "ours": {"local_view": True, "balancing": True, "region_weight": "class"},
-    "ceiling": {"supervision": "masks", "local_view": False, "balancing": False},
-}
 
 CACHE_STRIDE = 8  # pixels per cached feature: crops of cached features start at its multiples
 
@@ -85,7 +75,7 @@ class Params(BaseModel):
     scenes_seed: int = Field(0, ge=0, description="seed of the rendered scenes")
     labels: str = Field("", description='CSV of image-level labels; "" = runs/<run>/labels/<split>.csv')
 
-    # Images (method: settings)
+    # Images (METHOD.md, 6)
     image_size: Size = Field((256, 512), description="base size an image is resized to before anything else")
     resize_ratio: Range = Field((1.0, 1.0), description="range of the random factor on the base size")
     crop: Size = Field((128, 256), description="random crop of the resized image: the global view")
@@ -150,7 +140,7 @@ class Params(BaseModel):
     checkpoint_every: int = Field(65, ge=1, description="iterations between checkpoints")
     monitor_images: int = Field(4, ge=0, description="val images whose region maps are kept")
     tensorboard: bool = Field(False, description="TensorBoard events beside log.csv; needs the package tensorboard")
-    variants: Variants = Field(("plain", "full", "ours"), description="trainings to compare")
+    variants: Variants = Field(("plain", "paper", "ours"), description="trainings to compare")
     ceiling: bool = Field(True, description="also train on true masks: what the network could reach")
 
     # Inference and evaluation
@@ -160,10 +150,8 @@ class Params(BaseModel):
     infer_flip: bool = Field(False, description="average with the flipped image")
     bootstrap: int = Field(1000, ge=0, description="bootstrap resamples of images for intervals; 0 = none")
 
-    # Ablations (python -m carblib.ablations): every combination is trained and measured
-    ablation_variants: AblationVariants = Field(
-        ("plain", "glv", "carb", "full", "ours", "ceiling"), description="trainings"
-    )
+    # Ablations (python -m carblib.stages.ablations): every combination is trained and measured
+    ablation_variants: AblationVariants = Field(TRAINED, description="trainings")
     ablation_paths: AblationPaths = Field(("single", "single_crf", "dual"), description="global pseudo-masks")
     ablation_maskers: Maskers = Field(("value_path",), description="what is done in CLIP's last block")
     ablation_seeds: Seeds = Field((0, 1, 2), description="seeds of training")
@@ -238,10 +226,10 @@ class Params(BaseModel):
         return _validated({**self.model_dump(), **overrides}, f"parameters of run {self.run}")
 
     def variant(self, name: str) -> Params:
-        """Return the parameters of a named training: plain, glv, carb, full (glv + carb), ours, ceiling."""
-        if name not in VARIANTS:
-            raise CarbError(f"no variant '{name}'; {nearest(name, VARIANTS) or 'known are ' + ', '.join(VARIANTS)}")
-        return self.updated(**VARIANTS[name])
+        """Return the parameters of a named training of `carblib.variants`: plain, glv, carb, paper, ours, ceiling."""
+        if name not in TRAINED:
+            raise CarbError(f"no variant '{name}'; {nearest(name, TRAINED) or 'known are ' + ', '.join(TRAINED)}")
+        return self.updated(**VARIANTS[name].overrides)
 
     def training_dump(self) -> dict[str, Any]:
         """Return the keys that trained weights depend on, as plain types: a run resumes only if they are the same."""

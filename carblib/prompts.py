@@ -1,4 +1,4 @@
-"""Prompts and text embeddings of the classes (method: text embeddings).
+"""Prompts and text embeddings of the classes (METHOD.md, 1).
 
 The templates are OpenAI's 80 for ImageNet (published with CLIP, MIT licence) and CARB's five for scenes.
 """
@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
 
+from carblib.base.errors import CarbError
+from carblib.base.files import write_bytes
 from carblib.classes import ClassSet
 from carblib.clip_models import ClipModel
-from carblib.errors import CarbError
-from carblib.files import write_bytes
 
 # A template that exists with "a" and with "the" is written once, with "*" for the article.
 _BOTH_ARTICLES = (

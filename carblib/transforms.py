@@ -15,9 +15,9 @@ import torch
 import torchvision.transforms.v2.functional as TF
 from torch import Tensor
 
+from carblib.classes import IGNORE
 from carblib.params import CACHE_STRIDE, Params
 
-IGNORE = 255
 PADDING = torch.tensor([124, 116, 104], dtype=torch.uint8)[:, None, None]  # ImageNet's mean colour, rounded
 
 
@@ -81,7 +81,7 @@ def photometric_distortion(image: Tensor, generator: torch.Generator) -> Tensor:
 
     Brightness shifts by up to 32 of 255, contrast and saturation scale by 0.5–1.5, hue turns by up to 18 of 180
     (OpenCV's half degrees); contrast comes before or after saturation and hue, at even odds. Source: the SSD paper's
-    distortion with the field's standard parameters (method: photometric distortion).
+    distortion with the field's standard parameters (METHOD.md, 6).
     """
     image = image.float()
     if _coin(generator):
@@ -110,7 +110,7 @@ class TrainTransform:
     def __init__(self, params: Params):
         self.image_size, self.resize_ratio, self.crop = params.image_size, params.resize_ratio, params.crop
         self.flip, self.photometric = params.flip, params.photometric
-        # CLIP sees the same pixels as the network only with the official switch (method: section 7, point 4).
+        # CLIP sees the same pixels as the network only with the official switch (METHOD.md, 7.4).
         self.clip_sees_clean = params.clip_pixels == "clean"
         self.step = CACHE_STRIDE if params.cache_features else 1
 
@@ -158,3 +158,9 @@ def _integer(last: int, generator: torch.Generator) -> int:
 
 def _coin(generator: torch.Generator) -> bool:
     return _uniform(0, 1, generator) < 0.5
+
+
+def mix_seed(seed: int, use: int, number: int) -> int:
+    """Return a generator seed for the number-th draw of one use (0 orders, 1 samples, 2 local views)."""
+    # Seeds that differ in one number must give unrelated streams; SeedSequence hashes them.
+    return int(np.random.SeedSequence((seed, use, number)).generate_state(1, np.uint64)[0] >> 1)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from carblib.errors import CarbError
+from carblib.base.errors import CarbError
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def sample_local_view(
     generator: torch.Generator,
     official: bool = False,
 ) -> LocalView:
-    """Draw one box per image and one scale m = rate · U(0, 1) + offset for the batch (method, section 4).
+    """Draw one box per image and one scale m = rate · U(0, 1) + offset for the batch (METHOD.md, 4).
 
     crop, patch: (H, W) in pixels; one scale keeps the batch one CLIP call. Every position is equally likely.
     official: one box for the whole batch, and the last position is never drawn (an exclusive upper bound).
@@ -114,7 +114,7 @@ def zoom(images: Tensor, scale: float, official: bool = False) -> Tensor:
 def local_pseudo_mask(
     masker: Callable[..., Tensor], clip_images: Tensor, labels: Tensor | None, view: LocalView
 ) -> Tensor:
-    """Let CLIP zoom into the patches and name their pixels (method, section 4).
+    """Let CLIP zoom into the patches and name their pixels (METHOD.md, 4).
 
     clip_images: (B, 3, H, W) uint8, the clean pixels of the global view; labels: (B, C) bool image-level labels.
     Returns the pseudo-mask (B, h, w) uint8 at the patches' own size, as `masker(images, labels, size)` makes it.

@@ -10,7 +10,7 @@ import torch
 from explorer_runs import explorer_home, tiny_params
 
 from carblib.clip_models import ClipModel, clip, load_clip
-from carblib.explore import Explorer
+from carblib.explore.explorer import Explorer
 
 
 def tiny_clip(vision_layers: int | tuple[int, ...] = 4, vision_width: int = 128, seed: int = 0) -> torch.nn.Module:

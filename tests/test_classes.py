@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from carblib.base.errors import CarbError
 from carblib.classes import CAMVID, CITYSCAPES, WILDDASH2, WILDDASH2_CITYSCAPES, class_set
-from carblib.errors import CarbError
 
 KNOWN = (CAMVID, CITYSCAPES, WILDDASH2, WILDDASH2_CITYSCAPES)
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from conftest import tiny_clip
 
+from carblib.base.errors import CarbError
 from carblib.clip_models import CLIP_MEAN, SMALL_CLIP, ClipModel, build_clip, clip, load_clip
-from carblib.errors import CarbError
 
 
 def _offer(monkeypatch, file: Path, name: str = "ViT-B/16") -> str:
@@ -193,7 +193,7 @@ def test_jit_archive_opens_only_with_a_known_checksum(home, tmp_path, monkeypatc
     assert torch.equal(loaded.clip.visual.proj, model.visual.proj)
 
 
-@pytest.mark.skipif(not SMALL_CLIP.is_file(), reason="the embedded CLIP is not built yet: carblib.pretrain_clip")
+@pytest.mark.skipif(not SMALL_CLIP.is_file(), reason="the embedded CLIP is not built yet: carblib.scenes.pretrain_clip")
 def test_embedded_clip_knows_scene_words_only():
     model = load_clip("small")
     assert model.patch == 8 and model.known_words("a road") == ["a", "road"]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from carblib.errors import CarbError
+from carblib.base.errors import CarbError
 from carblib.infer import predict_mask, probabilities, torch_device, window_logits, window_starts
 from carblib.params import Params
 from carblib.transforms import load_sized

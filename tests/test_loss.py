@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from carblib.errors import CarbError
+from carblib.base.errors import CarbError
 from carblib.loss import RegionBalancedLoss, _PixelCrossEntropy, consistent_region, gated_prediction
 from carblib.views import LocalView, crop_view, sample_local_view
 

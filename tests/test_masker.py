@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from plain_clip import normalised, plain_features
 
 from carblib import masker as masker_module
+from carblib.base.errors import CarbError
+from carblib.clip_attention import STRATEGIES, neighbourhood, position_embeddings
 from carblib.clip_models import ClipModel, clip, load_clip
-from carblib.errors import CarbError
 from carblib.masker import IMAGENET_MEAN, IMAGENET_STD, Masker, build_masker, pseudo_mask
-from carblib.masker_strategies import STRATEGIES, neighbourhood, position_embeddings
 from carblib.params import Params
 from carblib.prompts import TextEmbeddings
 

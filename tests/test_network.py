@@ -9,9 +9,10 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 import torchvision
+from places import SHARED
 from torch import nn
 
-from carblib.errors import CarbError
+from carblib.base.errors import CarbError
 from carblib.network import (
     ASPP,
     BACKBONES,
@@ -279,14 +280,13 @@ def test_an_unknown_backbone_names_the_nearest():
 
 def test_the_embedded_backbone_loads():
     if not SMALL_BACKBONE.is_file():
-        pytest.skip("the embedded backbone has not been trained yet: python -m carblib.pretrain_backbone")
+        pytest.skip("the embedded backbone has not been trained yet: python -m carblib.scenes.pretrain_backbone")
     net = build_network(Params().updated(backbone="small", backbone_weights="small", input_scale=1), text()).eval()
     assert net(pixels(1, 3, 40, 48)).isfinite().all()
 
 
 def test_the_real_imagenet_mobilenet_loads():
-    default = Path(__file__).parents[2] / "shared" / "weights" / "mobilenet_v2_imagenet_features.pth"
-    path = Path(os.environ.get("CARB_BACKBONE", default))
+    path = Path(os.environ.get("CARB_BACKBONE", SHARED / "weights" / "mobilenet_v2_imagenet_features.pth"))
     if not path.is_file():
         pytest.skip("no real MobileNetV2 weights: set CARB_BACKBONE to torchvision's mobilenet_v2 .pth")
     backbone = MobileNet()

@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import pytest
+from places import REPOSITORY
 from pydantic import ValidationError
 
-from carblib.errors import CarbError
-from carblib.params import VARIANTS, Params, load_params, notebook_params, project_root, resolve
+from carblib.base.errors import CarbError
+from carblib.params import Params, load_params, notebook_params, project_root, resolve
+from carblib.variants import TRAINED
 
-FOLDER = Path(__file__).parent.parent / "params"
+FOLDER = REPOSITORY / "params"
 
 
 def message(call):
@@ -38,7 +40,7 @@ def test_every_file_is_valid_and_has_a_header(path):
     header = path.read_text().split("run:")[0]
     for word in ("reproduces", "hardware", "time", "result"):
         assert f"# {word} " in header
-    for variant in VARIANTS:
+    for variant in TRAINED:
         params.variant(variant)
     assert params.run == ("own" if path.stem == "folder" else path.stem)
 
@@ -71,7 +73,7 @@ def test_text_from_papermill_is_converted(tmp_path):
     p = load_params(path, given)
     assert (p.lr, p.flip, p.mask_flip, p.crop, p.mask_window, p.iterations) == (1e-3, 0.1, True, (256, 512), None, 900)
     assert load_params(path, {"classes": "[{name: a}, {name: b}]"}).class_set.names == ("a", "b")
-    assert load_params(path, {"variants": "[full]"}).variants == ("full",)
+    assert load_params(path, {"variants": "[paper]"}).variants == ("paper",)
 
 
 def test_precedence(tmp_path):
@@ -96,7 +98,7 @@ def test_precedence(tmp_path):
             ["'device'", "'cpu'", "'iteration' is no", "did you mean 'iterations'?"],
         ),
         ("masker: value_pat", ["did you mean 'value_path'?"]),
-        ("variants: [fulll]", ["'variants[0]'", "did you mean 'full'?"]),
+        ("variants: [paperr]", ["'variants[0]'", "did you mean 'paper'?"]),
         ("run: ../x", ["'run'", "folder name"]),
         ("classes: camvit", ["'classes'", "did you mean 'camvid'?"]),
         ("classes: [{name: a}, {name: b, colr: 1}]", ["colr"]),
@@ -121,8 +123,8 @@ def test_precedence(tmp_path):
         ("image_size: [256]", ["'image_size' cannot be [256]: write [H, W]"]),
         ("mask_window: [1, 2, 3]", ["write [H, W]"]),
         ("resize_ratio: 2", ["write [low, high], as in [0.5, 2.0]"]),
-        ("variants: full", ["'variants' cannot be 'full': write a list: [full]"]),
-        ("variants: null", ["write a list: [plain, full, ours]"]),
+        ("variants: paper", ["'variants' cannot be 'paper': write a list: [paper]"]),
+        ("variants: null", ["write a list: [plain, paper, ours]"]),
         ("ablation_seeds: 3", ["write a list: [3]"]),
         ("seed: 99999999999999999999999", ["'seed'", "less than or equal to 4294967295"]),
         ("ablation_seeds: [0, 4294967296]", ["'ablation_seeds[1]'", "4294967295"]),
@@ -189,17 +191,17 @@ def test_notebook_takes_what_papermill_injects():
 
 def test_variants_and_copies():
     p = Params()
-    on = {name: (p.variant(name).local_view, p.variant(name).balancing) for name in VARIANTS}
+    on = {name: (p.variant(name).local_view, p.variant(name).balancing) for name in TRAINED}
     assert on == {
         "plain": (False, False),
         "glv": (True, False),
         "carb": (False, True),
-        "full": (True, True),
+        "paper": (True, True),
         "ours": (True, True),
         "ceiling": (False, False),
     }
-    assert p.variant("ceiling").supervision == "masks" and p.variant("full") == p
-    assert p.variant("ours").region_weight == "class" and p.variant("full").region_weight == "paper"
+    assert p.variant("ceiling").supervision == "masks" and p.variant("paper") == p
+    assert p.variant("ours").region_weight == "class" and p.variant("paper").region_weight == "paper"
     assert "did you mean 'plain'?" in message(lambda: p.variant("plane"))
     assert "did you mean 'lr'?" in message(lambda: p.updated(lrr=1))
     with pytest.raises(ValidationError):

@@ -7,9 +7,9 @@ import safetensors.torch
 import torch
 
 from carblib import prompts
+from carblib.base.errors import CarbError
 from carblib.classes import ClassSet, class_set
 from carblib.clip_models import ClipModel, clip
-from carblib.errors import CarbError
 from carblib.prompts import IMAGENET_TEMPLATES, SCENE_TEMPLATES, TEMPLATES, embed_words, text_embeddings
 
 THREE = ClassSet(

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from carblib.errors import CarbError
+from carblib.base.errors import CarbError
 from carblib.views import LocalView, crop_view, local_pseudo_mask, paste_view, sample_local_view, zoom
 
 

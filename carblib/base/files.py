@@ -1,0 +1,234 @@
+"""Files, written whole or not at all, and read with one-line errors that name the file and the remedy."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+import struct
+import uuid
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image, ImageOps
+
+from carblib.base.errors import CarbError, refusals
+
+PathLike = str | os.PathLike[str]
+
+# Everything Pillow is known to raise on damaged files; nothing here can be a programming error of ours.
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+_COLOUR_MODES = {"1", "L", "P", "LA", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
+_MASK_MODES = {"1", "L", "P", "I;16", "I", "RGB", "RGBA"}
+
+
+# --- writing -----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def atomic(path: PathLike) -> Iterator[BinaryIO]:
+    """Open a temporary file beside `path` for writing bytes; on a clean exit it takes the name `path` at one stroke.
+
+    Missing folders are made. When the body raises, `path` stays as it was. Raises CarbError where the disk refuses.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise CarbError(f"{path}: cannot be written ({error}); check free space and permissions") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def write_bytes(path: PathLike, data: bytes | memoryview) -> None:
+    """Write bytes atomically."""
+    with atomic(path) as file:
+        file.write(data)
+
+
+def write_text(path: PathLike, text: str) -> None:
+    """Write text atomically, as UTF-8."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: PathLike, obj: Any) -> None:
+    """Write an object of plain Python types atomically as JSON; NaN is refused (use None: NaN is not JSON)."""
+    write_text(path, json.dumps(obj, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_csv(path: PathLike, rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = None) -> None:
+    """Write rows atomically as CSV; the columns are those of all rows in order of first appearance; None is empty."""
+    names = list(columns) if columns is not None else list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def write_index_png(path: PathLike, mask: np.ndarray, palette: Sequence[Sequence[int]]) -> None:
+    """Write a mask (H, W) uint8 of train ids atomically as an indexed PNG; values beyond the palette show black."""
+    if mask.ndim != 2 or mask.dtype != np.uint8:
+        raise ValueError(f"a mask is (H, W) uint8, not {mask.shape} {mask.dtype}")
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(palette)] = np.asarray(palette, np.uint8).reshape(-1, 3)
+    picture = Image.fromarray(np.ascontiguousarray(mask))
+    picture.putpalette(table.tobytes())
+    data = io.BytesIO()
+    # bits=8: with few values Pillow would pack 4 bits, which some readers turn into other indices.
+    picture.save(data, "PNG", bits=8)
+    write_bytes(path, data.getvalue())
+
+
+def write_image(path: PathLike, image: np.ndarray) -> None:
+    """Write an image (H, W, 3), or a grey or index image (H, W), uint8, atomically as PNG."""
+    data = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image)).save(data, "PNG")
+    write_bytes(path, data.getvalue())
+
+
+def save_torch(path: PathLike, obj: Any) -> None:
+    """Write tensors and plain containers atomically in torch's format; `load_torch` reads them back."""
+    # Into memory first: where the disk refuses, torch raises errors of its own that hide the reason.
+    data = io.BytesIO()
+    torch.save(obj, data)
+    write_bytes(path, data.getbuffer())
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+def _existing(path: PathLike) -> Path:
+    path = Path(path)
+    with refusals():
+        if path.is_file():
+            path.open("rb").close()  # what may not be read is not damaged
+            return path
+        what = "is a folder, not a file" if path.is_dir() else "no such file"
+        what = "a link that leads nowhere" if path.is_symlink() and not path.exists() else what
+    raise CarbError(f"{path}: {what}; check the path in the parameters")
+
+
+def read_json(path: PathLike) -> Any:
+    """Read a JSON file. Raises CarbError where it is missing or no JSON."""
+    path = _existing(path)
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise CarbError(f"{path}: not readable as JSON ({error}); delete it and run its command again") from error
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML that refuses a key given twice, where plain YAML silently takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """Build a mapping whose keys are all different."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for place, key in enumerate(keys):
+            if key in keys[:place]:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key}' is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: PathLike) -> Any:
+    """Read a YAML file of plain values. Raises CarbError where it is missing, no UTF-8, no YAML, or repeats a key."""
+    path = _existing(path)
+    try:
+        return yaml.load(path.read_bytes().decode("utf-8"), Loader=_UniqueKeys)
+    except UnicodeDecodeError as error:
+        raise CarbError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    except RecursionError as error:
+        raise CarbError(f"{path}: brackets within brackets, too deep to read; mend it") from error
+    except Exception as error:  # YAML's own, and whatever a constructor raises for a date or number that is none
+        reason = str(error).replace('in "<unicode string>",', "at")
+        raise CarbError(f"{path}: not readable as YAML ({reason}); mend that line") from error
+
+
+def load_torch(path: PathLike) -> Any:
+    """Read tensors and plain containers on the CPU, never running code of the file (weights_only).
+
+    Raises CarbError for a missing or truncated file and for a pickle that holds anything but tensors and containers.
+    """
+    path = _existing(path)
+    if not path.stat().st_size:
+        raise CarbError(f"{path}: empty, 0 bytes; download or copy it again")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen types here, all of them about the file
+        raise CarbError(f"{path}: {_why_not_loaded(str(error))}") from error
+
+
+def _why_not_loaded(reason: str) -> str:
+    # torch explains at length, and advises to switch its protection off.
+    if "TorchScript" in reason:
+        return "a TorchScript archive, not a file of weights; give a state dict"
+    if "Unsupported" in reason or "unsupported global" in reason.lower():
+        named = re.search(r"GLOBAL ([\w.]+)", reason)
+        what = f"Python objects ({named[1]})" if named else "Python objects"
+        return f"refused, it holds {what} and not only tensors; use a file saved as a plain state dict"
+    return "truncated or no torch file; download or copy it again"
+
+
+def read_image(path: PathLike) -> np.ndarray:
+    """Read a PNG, JPEG or other 8-bit image as (H, W, 3) uint8 RGB, turned upright as its EXIF entry says.
+
+    Raises CarbError for a file that is missing, truncated, no image, or of more than 8 bits per channel.
+    """
+    path = _existing(path)
+    try:
+        with Image.open(path) as picture:
+            mode = picture.mode
+            if mode in _COLOUR_MODES:
+                return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+    except _DAMAGE as error:
+        raise CarbError(f"{path}: truncated or not an image ({error}); download or copy it again") from error
+    raise CarbError(f"{path}: image mode {mode} is not 8-bit colour or grey; convert it to an 8-bit PNG or JPEG")
+
+
+def read_mask_png(path: PathLike) -> np.ndarray:
+    """Read a PNG's raw values: (H, W) uint8 (grey or palette index), uint16 or int32, or (H, W, 3 or 4) uint8.
+
+    Raises CarbError for a file that is missing, truncated or no PNG (JPEG changes the values).
+    """
+    path = _existing(path)
+    try:
+        with Image.open(path) as picture:
+            kind, mode = picture.format, picture.mode
+            values = np.array(picture) if kind == "PNG" and mode in _MASK_MODES else None
+    except _DAMAGE as error:
+        raise CarbError(f"{path}: truncated or not a PNG ({error}); download or copy it again") from error
+    if values is None:
+        raise CarbError(f"{path}: a {kind} file of mode {mode}; a mask must be a PNG of ids, indices or RGB colours")
+    if values.dtype == bool:
+        return values.astype(np.uint8)
+    with open(path, "rb") as file:
+        depth, colour_type = file.read(26)[24:26]
+    if colour_type == 0 and depth in (2, 4):
+        # Pillow stretches 2- and 4-bit grey to 0–255; the ids are the unstretched values.
+        return values // (255 // (2**depth - 1))
+    return values
+
+
+def sha256(path: PathLike) -> str:
+    """Return a file's SHA-256 in hexadecimal. Raises CarbError where it is missing."""
+    digest = hashlib.sha256()
+    with open(_existing(path), "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""From folders on disk to training batches: readers, label maps, image-level labels, masks on disk, batches."""

@@ -1,0 +1,248 @@
+"""Image-level labels: which classes an image holds. The only supervision that training reads besides the images.
+
+An open format: CSV with the header `name,<class>,…` and one row of 0/1 per image. It is derived once from masks
+(`python -m carblib.data.labels params/x.yaml --split train`), or written by the user without any masks (`--blank` makes the
+file with 0 everywhere, to be filled in), or converted from the official code's pickled .npy (`--from-npy`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from carblib.base.errors import CarbError, cli, nearest
+from carblib.base.files import read_json, write_csv, write_json
+from carblib.base.progress import bar_options
+from carblib.classes import ClassSet
+from carblib.data.npy_labels import read_npy_labels
+from carblib.data.readers import IMAGE_SUFFIXES, Split, open_split
+from carblib.params import Params, add_arguments, from_arguments, resolve
+
+# What derived labels depend on; kept beside them, so that labels of other masks are not taken for these.
+_SOURCE_KEYS = ("dataset", "root", "classes", "scenes_seed")
+
+
+def labels_of(mask: np.ndarray, classes: int, min_pixels: int = 1) -> np.ndarray:
+    """Return which of the classes cover at least `min_pixels` of a mask (H, W) of train ids: bool (C,)."""
+    return np.bincount(mask.ravel(), minlength=256)[:classes] >= min_pixels
+
+
+def derive_labels(split: Split, min_pixels: int = 1) -> dict[str, np.ndarray]:
+    """Read all masks of a split and return its image-level labels, name → bool (C,).
+
+    Raises CarbError for a missing or bad mask, and for one that holds no class at all.
+    """
+    labels = {}
+    for i in tqdm(range(len(split)), desc=f"{split.name} labels", **bar_options()):
+        found = labels_of(split.mask(i), len(split.class_set), min_pixels)
+        if not found.any():
+            raise CarbError(f"{split.image_path(i)}: its mask holds no class; remove the image or write labels by hand")
+        labels[split.names[i]] = found
+    return labels
+
+
+def write_labels(path: Path, labels: Mapping[str, np.ndarray], class_set: ClassSet) -> None:
+    """Write image-level labels, name → (C,) of 0/1, as CSV."""
+    rows = [
+        {"name": name, **dict(zip(class_set.names, map(int, row), strict=True))} for name, row in sorted(labels.items())
+    ]
+    write_csv(path, rows, ("name", *class_set.names))
+
+
+def read_labels(path: Path, class_set: ClassSet, names: Sequence[str]) -> np.ndarray:
+    """Read image-level labels in the order of `names`: bool (N, C). The columns may come in any order.
+
+    Raises CarbError, naming file and line, for classes or images that are unknown, missing or given twice, for values
+    other than 0 and 1, and for an image without any class.
+    """
+    rows, columns = _read_rows(Path(path), class_set)
+    known, found = set(names), {}
+    for line, row in enumerate(rows[1:], 2):
+        where = f"{path}, line {line}"
+        if len(row) != len(rows[0]):
+            raise CarbError(f"{where}: {len(row)} columns under a header of {len(rows[0])}; write one 0 or 1 per class")
+        name = row[columns["name"]]
+        if name not in known:
+            hint = nearest(name, names) or "remove the line, or check `root` and the split"
+            raise CarbError(f"{where}: no image '{name}' in the split; {hint}")
+        if name in found:
+            raise CarbError(f"{where}: image '{name}' is given twice; remove one line")
+        values = [row[columns[label]].strip() for label in class_set.names]
+        if not set(values) <= {"0", "1"}:
+            bad = next(i for i, value in enumerate(values) if value not in ("0", "1"))
+            raise CarbError(f"{where}: '{values[bad]}' for class '{class_set.names[bad]}'; write 0 or 1")
+        if "1" not in values:
+            raise CarbError(f"{where}: image '{name}' has no class; write 1 for each class it holds")
+        found[name] = [value == "1" for value in values]
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise CarbError(f"{path}: no line for image '{missing[0]}' ({len(missing)} missing); add it, or {_AGAIN}")
+    return np.array([found[name] for name in names], bool).reshape(len(names), len(class_set))
+
+
+_AGAIN = "delete the file and run python -m carblib.data.labels"
+
+
+def _read_rows(path: Path, class_set: ClassSet) -> tuple[list[list[str]], dict[str, int]]:
+    if not path.is_file():
+        raise CarbError(f"{path}: no such file of image-level labels; make it with python -m carblib.data.labels")
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = [row for row in csv.reader(file) if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise CarbError(f"{path}: not readable as CSV ({error}); save it as comma-separated UTF-8") from error
+    header = [column.strip() for column in rows[0]] if rows else []
+    expected = ("name", *class_set.names)
+    for column in expected:
+        if column not in header:
+            raise CarbError(f"{path}: no column '{column}'; the header must be name,{','.join(class_set.names)}")
+    for place, column in enumerate(header):
+        if column not in expected or column in header[:place]:
+            hint = nearest(column, expected) if column not in expected else "it is given twice"
+            raise CarbError(f"{path}: column '{column}' is no class; {hint or 'remove it'}")
+    return rows, {column: place for place, column in enumerate(header)}
+
+
+def labels_path(params: Params, split: str) -> Path:
+    """Return where a split's labels lie: `params.labels` for the train split if given, else in the run's folder."""
+    if params.labels and split == params.train_split:
+        return resolve(params.labels)
+    return params.run_dir / "labels" / f"{split}.csv"
+
+
+def ensure_labels(params: Params, split: Split) -> Path:
+    """Return the path of a split's labels, deriving them from its masks first where there is no such file.
+
+    A file the user names in `labels` is never written. Raises CarbError where there are neither labels nor masks, and
+    for derived labels of another dataset.
+    """
+    path = labels_path(params, split.name)
+    if params.labels and split.name == params.train_split:
+        if not path.is_file():
+            raise CarbError(f"{path}: no such file, but `labels` names it; write it, or set labels: '' to derive it")
+        return path
+    source = {key: params.model_dump(mode="json")[key] for key in _SOURCE_KEYS}
+    note = path.with_suffix(".json")
+    if path.is_file():
+        if note.is_file() and read_json(note) != source:
+            raise CarbError(f"{path}: derived from other masks than those of {params.root}; {_AGAIN}")
+        return path
+    if not split.has_masks:
+        raise CarbError(
+            f"{path}: no image-level labels, and split '{split.name}' has no masks to derive them from; "
+            f"python -m carblib.data.labels <params file> --split {split.name} --blank writes the file with 0 everywhere, "
+            f"fill in 1 for each class an image holds; or set gate: none; for masks {split.mask_note}"
+        )
+    write_json(note, source)
+    write_labels(path, derive_labels(split), split.class_set)
+    return path
+
+
+def training_labels(params: Params, split: Split) -> np.ndarray:
+    """Return the labels (N, C) bool of a split in its order; with `gate: none` all classes everywhere, and no file."""
+    if params.gate == "none":
+        return np.ones((len(split), len(split.class_set)), bool)
+    return read_labels(ensure_labels(params, split), split.class_set, split.names)
+
+
+def convert_official(path: Path, class_set: ClassSet, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """Convert the official code's pickled .npy of image-level labels, without running anything in it.
+
+    The file holds a dictionary image name → (C,), or an array (N, C) in the order of `names`. With `names`, images are
+    matched by name, else without ending, else without folder as well; the result has exactly these names, and rows of
+    other images are not looked at. Returns name → bool (C,); CarbError for anything else.
+    """
+    content = read_npy_labels(path)
+    if isinstance(content, np.ndarray):
+        if names is None or content.ndim != 2 or len(content) != len(names):
+            count = "unknown" if names is None else len(names)
+            raise CarbError(f"{path}: array of shape {content.shape} does not fit {count} images; give the right split")
+        content = dict(zip(names, content, strict=True))
+    matched = {name: name for name in content} if names is None else _matched(path, content, names)
+    return {name: _official_row(path, given, content[given], class_set) for name, given in matched.items()}
+
+
+def _matched(path: Path, content: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, str]:
+    """Return which of the file's image names each of `names` is; raises CarbError where one is none or several."""
+    forms = (str, _without_ending, lambda name: Path(_without_ending(name)).name)
+    indices: list[dict[str, list[str]]] = [{}, {}, {}]
+    for form, index in zip(forms, indices, strict=True):
+        for given in content:
+            index.setdefault(form(given), []).append(given)
+    # A split's names have no ending, but may hold dots: only the file's are stripped.
+    found = {name: next((index[name] for index in indices if name in index), []) for name in names}
+    missing = [name for name in names if not found[name]]
+    if missing:
+        raise CarbError(f"{path}: no labels for image '{missing[0]}' ({len(missing)} missing); give the right split")
+    for name, given in found.items():
+        if len(given) > 1:
+            raise CarbError(
+                f"{path}: '{given[0]}' and '{given[1]}' differ only by folder or ending, and both could be "
+                f"image '{name}'; it cannot be matched"
+            )
+    return {name: given[0] for name, given in found.items()}
+
+
+def _without_ending(name: str) -> str:
+    plain = name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in IMAGE_SUFFIXES else name
+    return plain.removesuffix("_leftImg8bit")
+
+
+def _official_row(path: Path, name: str, row: np.ndarray, class_set: ClassSet) -> np.ndarray:
+    row = np.asarray(row).reshape(-1)
+    if len(row) != len(class_set):
+        raise CarbError(f"{path}: {len(row)} labels for '{name}', but {class_set.name} has {len(class_set)} classes")
+    if not np.isin(row, (0, 1)).all() or not row.any():
+        raise CarbError(f"{path}: labels of image '{name}' are not 0 and 1 with at least one 1; not a file of labels")
+    return row.astype(bool)
+
+
+def blank_labels(split: Split) -> dict[str, np.ndarray]:
+    """Return labels to be filled in by the user: 0 for every image and class of a split."""
+    return {name: np.zeros(len(split.class_set), bool) for name in split.names}
+
+
+def _write_given(path: Path, params: Params, labels: Mapping[str, np.ndarray], class_set: ClassSet) -> None:
+    # Labels that are not derived: no note says of which masks, and one of labels that were deleted must not stay.
+    if path.parent == params.run_dir / "labels":
+        path.with_suffix(".json").unlink(missing_ok=True)
+    write_labels(path, labels, class_set)
+
+
+def main() -> int:
+    """Make a split's file of image-level labels, from its masks or from the official .npy, or blank to fill in."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    add_arguments(parser)
+    parser.add_argument("--split", help="split of the dataset; default: the train split")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--from-npy", metavar="FILE", help="the official code's pickled labels of this split")
+    source.add_argument("--blank", action="store_true", help="write 0 for every image and class, to be filled in")
+    arguments = parser.parse_args()
+    params = from_arguments(arguments)
+    split = open_split(params, arguments.split or params.train_split)
+    path = labels_path(params, split.name)
+    if path.exists() and (arguments.blank or arguments.from_npy):
+        what = f"convert {arguments.from_npy} anew" if arguments.from_npy else "start from a blank one"
+        raise CarbError(f"{path}: is there already; delete it to {what}")
+    if arguments.blank:
+        _write_given(path, params, blank_labels(split), split.class_set)
+        print(f"{path}: {len(split)} images; write 1 for each class an image holds")
+        return 0
+    if arguments.from_npy:
+        converted = convert_official(arguments.from_npy, split.class_set, split.names)
+        _write_given(path, params, converted, split.class_set)
+    else:
+        path = ensure_labels(params, split)
+    labels = read_labels(path, split.class_set, split.names)
+    mean = labels.sum(1).mean()
+    print(f"{path}: {len(labels)} images, on average {mean:.1f} of {labels.shape[1]} classes")
+    return 0
+
+
+if __name__ == "__main__":
+    cli(main)

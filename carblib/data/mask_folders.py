@@ -1,0 +1,115 @@
+"""Folders of masks, `<folder>/<name>.png` of train ids, that say how they were made and are made once.
+
+`settings.json` in the folder holds what the masks depend on. A run that stops leaves whole masks only, and the next one
+with the same settings makes the rest; one with other settings is refused, so that a folder never mixes two kinds.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from carblib.base import files
+from carblib.base.errors import CarbError
+from carblib.classes import IGNORE, ClassSet
+from carblib.params import Params, resolve
+
+
+def pseudo_mask_folder(params: Params, split: str, local: bool = False) -> Path:
+    """Return where a split's pseudo-masks lie.
+
+    runs/<run>/pseudo_masks/<split>, with the suffix _crf after dense-CRF refinement and _local for masks put together
+    from local views; for the train split `params.pseudo_masks`, if it is given, as long as nothing is to be refined.
+    """
+    if are_given(params, split) and not local and not params.crf:
+        return resolve(params.pseudo_masks)
+    kind = "pseudo_masks_local" if local else "pseudo_masks_crf" if params.crf else "pseudo_masks"
+    return params.run_dir / kind / split
+
+
+def are_given(params: Params, split: str) -> bool:
+    """Tell whether the user names a folder of pseudo-masks of this split, whoever made them."""
+    return bool(params.pseudo_masks) and split == params.train_split
+
+
+def mask_path(folder: Path, name: str) -> Path:
+    """Return the path of an image's mask in a folder of masks."""
+    return Path(folder) / f"{name}.png"
+
+
+def claim(folder: Path, settings: dict[str, Any]) -> None:
+    """Make a folder ready for masks of these settings (plain Python types), new or begun before.
+
+    Raises CarbError where it holds masks made with other settings, or masks without settings.
+    """
+    settings = json.loads(json.dumps(settings))  # as they will be read back: tuples become lists
+    path = Path(folder) / "settings.json"
+    if path.is_file():
+        before = files.read_json(path)
+        changed = sorted(key for key in settings.keys() | before.keys() if settings.get(key) != before.get(key))
+        if changed:
+            raise CarbError(
+                f"{folder}: holds masks made with other values of {', '.join(changed)}; "
+                "delete it or choose another folder"
+            )
+    elif Path(folder).is_dir() and next(Path(folder).rglob("*.png"), None):
+        raise CarbError(
+            f"{folder}: holds masks but no settings.json to continue from; delete it or choose another folder"
+        )
+    else:
+        files.write_json(path, settings)
+
+
+def missing(folder: Path, names: Sequence[str]) -> list[int]:
+    """Return the indices of the names without a mask; masks are written atomically, so one that is there is whole."""
+    return [i for i, name in enumerate(names) if not mask_path(folder, name).is_file()]
+
+
+def write_mask(folder: Path, name: str, mask: np.ndarray, class_set: ClassSet) -> None:
+    """Write a mask (H, W) uint8 of train ids as an index PNG with the class set's palette, atomically."""
+    files.write_index_png(mask_path(folder, name), mask, class_set.palette)
+
+
+def read_mask(folder: Path, name: str, classes: int) -> np.ndarray:
+    """Read a mask (H, W) uint8 of train ids below `classes`, or 255.
+
+    Raises CarbError where it is missing or no mask of these classes, whoever made it.
+    """
+    path = mask_path(folder, name)
+    if not path.is_file():
+        raise CarbError(f"{path}: no such mask; make it first, or check the folder and the image names")
+    mask = files.read_mask_png(path)
+    if mask.ndim != 2 or mask.dtype != np.uint8:
+        raise CarbError(f"{path}: not an index PNG of train ids; write one channel of 8 bits")
+    strange = mask[(mask >= classes) & (mask != IGNORE)]
+    if strange.size:
+        raise CarbError(f"{path}: value {strange[0]} is no class; train ids are 0 to {classes - 1}, and 255 for ignore")
+    return mask
+
+
+def in_processes(work: Callable[..., None], shares: Sequence[Any], *common: Any) -> None:
+    """Call `work(share, show, *common)` for all shares at once, each in its own process; a single one runs in this one.
+
+    `show` is true for the first share alone: shares are alike, so its progress tells that of all.
+
+    Processes are spawned, not forked: torch's threads and CUDA do not survive a fork. A share's error is raised here.
+    """
+    if len(shares) == 1:
+        work(shares[0], True, *common)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(len(shares), mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for future in [pool.submit(work, share, place == 0, *common) for place, share in enumerate(shares)]:
+            future.result()
+
+
+def deal(items: Sequence[Any], processes: int) -> list[list[Any]]:
+    """Deal items to at most `processes` shares of nearly equal length; at least one share, which may be empty."""
+    return [list(items[start::processes]) for start in range(max(1, min(processes, len(items))))]

@@ -1,0 +1,1 @@
+"""The explorer: one image at a time, live."""

@@ -1,0 +1,106 @@
+"""Captions: where a figure comes from, completed and saved beside it (PNG, PDF, and a JSON record)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from carblib import __version__
+from carblib.base.files import write_bytes, write_json
+from carblib.figures.style import FAINT, PDF_DPI, PNG_DPI, paper_style, rendered
+from carblib.params import Params
+from carblib.results.words import DATA_NAMES, data_name, plural
+
+
+@dataclass(frozen=True)
+class FigureRecord:
+    """What a figure shows and where it comes from; written beside it as JSON. `seed` holds several where they differ.
+
+    `images` counts those shown or measured, all of the split or some.
+    """
+
+    run: str
+    data: str
+    split: str
+    seed: int | tuple[int, ...]
+    checkpoint: str
+    images: int
+    version: str
+    caption: str
+    alt: str
+
+
+def figure_record(
+    params: Params,
+    caption: str,
+    alt: str,
+    split: str = "",
+    images: int = 0,
+    checkpoint: str = "none",
+    *,
+    chosen_of: int = 0,
+    batches: str = "",
+    seeds: Sequence[int] = (),
+) -> FigureRecord:
+    """Complete a caption (one or more sentences) with data, split, number of images, seed, checkpoint and version.
+
+    `checkpoint` says which trained networks a figure rests on, "none" for CLIP's masks and for the data alone.
+    `chosen_of`: of how many images of the split `images` were chosen by rule. `batches`: the split whose training
+    batches are shown as well. `seeds` default to the parameters' one.
+    """
+    data, seeds = data_name(params), tuple(seeds) or (params.seed,)
+    number = f"{images} of {chosen_of} images, chosen by rule" if chosen_of > images else plural(images, "image")
+    source = f"Data: {data}" + (f", split {split}" if split else "") + (f" ({number})" if images else "")
+    parts = [source + (f", and training batches of split {batches}" if batches else "")]
+    if params.clip == "small":
+        parts.append("CLIP: a small one trained on rendered scenes only")
+    parts.append(f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}")
+    several = "s" if "," in checkpoint.removesuffix(", over training") else ""
+    parts.append("no trained network" if checkpoint == "none" else f"checkpoint{several} {checkpoint}")
+    caption = f"{caption.strip()} {'; '.join(parts)}; carblib {__version__}."
+    splits = " and ".join(dict.fromkeys(name for name in (batches, split) if name))
+    seed = seeds[0] if len(seeds) == 1 else seeds
+    return FigureRecord(params.run, data, splits, seed, checkpoint, images, __version__, caption, alt.strip())
+
+
+@paper_style()
+def save_figure(figure: Figure, path_stem: str | Path, record: FigureRecord) -> list[Path]:
+    """Write <stem>.png (200 dpi), <stem>.pdf (vectors, embedded fonts) and <stem>.json (the record); return the paths.
+
+    A figure of rendered scenes gets a footnote that says so, for the day the picture is seen without its caption.
+    """
+    stem = Path(path_stem)
+    if record.data == DATA_NAMES["scenes"]:
+        _footnote(figure, "rendered scenes" + (f", {record.split}" if record.split else ""))
+    about = {"Title": stem.name, "Description": record.alt}
+    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "pdf", "json")]
+    write_bytes(paths[0], rendered(figure, "png", PNG_DPI, about))
+    # No date, so that the same results give the same file.
+    write_bytes(paths[1], rendered(figure, "pdf", PDF_DPI, {"Title": stem.name, "CreationDate": None}))
+    write_json(paths[2], dataclasses.asdict(record))
+    return paths
+
+
+def _footnote(figure: Figure, text: str) -> None:
+    if any(artist.get_gid() == "footnote" for artist in figure.texts):
+        return
+    width, height = figure.get_size_inches()
+    strip = 0.16  # inches added below, so that the drawing keeps its size
+    figure.set_size_inches(width, height + strip)
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.set(rect=(0, strip / (height + strip), 1, height / (height + strip)))
+    figure.text(
+        1 - 0.04 / width,
+        0.035 / (height + strip),
+        text,
+        ha="right",
+        va="bottom",
+        fontsize=7,
+        color=FAINT,
+        gid="footnote",
+    ).set_in_layout(False)

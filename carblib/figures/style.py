@@ -1,0 +1,184 @@
+"""One look for every figure: widths, type sizes, colours, and the helper that saves a figure with its caption.
+
+Widths are those of the common two-column formats (AAAI, CVPR: 3.25 and 6.875 inches). Fonts are embedded as TrueType
+(pdf.fonttype 42, which conferences ask for). DejaVu Sans comes with matplotlib, so a figure looks alike everywhere.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from PIL import Image
+
+from carblib.classes import IGNORE, ClassSet
+from carblib.variants import VARIANTS
+
+PNG_DPI, PDF_DPI = 200, 300  # the second is for pictures inside a PDF; lines and text stay vectors
+
+# Continuous maps whose lightness rises or falls steadily, so that they read in grey and to colour-blind eyes.
+VALUE_MAP, SHARE_MAP = "cividis", "Blues"
+INK, FAINT, GRID = "#222222", "#767676", "#dddddd"
+SPARE_COLOURS = ("#d55e00", "#882255", "#999933", "#332288", "#aa4499", "#117733")
+MARKERS = ("o", "s", "D", "^", "v", ">", "<", "P", "X")
+
+_SETTINGS = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "axes.titlesize": 8,
+    "axes.titleweight": "bold",
+    "axes.labelsize": 7.5,
+    "axes.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "legend.handlelength": 1.4,
+    "legend.columnspacing": 1.2,
+    "grid.color": GRID,
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4,
+    "hatch.linewidth": 0.5,
+    "pdf.fonttype": 42,
+    "ps.fonttype": 42,
+    "svg.fonttype": "none",
+    "figure.dpi": 150,
+    "savefig.dpi": PNG_DPI,
+    "savefig.facecolor": "white",
+    "figure.constrained_layout.h_pad": 0.04,
+    "figure.constrained_layout.w_pad": 0.04,
+}
+
+
+def paper_style() -> AbstractContextManager[None]:
+    """Return matplotlib's settings of this style as a context manager, which also serves as a decorator."""
+    return matplotlib.rc_context(_SETTINGS)
+
+
+class PaperFigure(Figure):
+    """A matplotlib figure that is drawn in this style whoever draws it, and that a notebook shows without pyplot.
+
+    matplotlib makes ticks only when it draws, with the settings of that moment; hence the style goes with the figure.
+    """
+
+    @paper_style()
+    def draw(self, renderer: Any) -> None:
+        """Draw with this style's settings."""
+        super().draw(renderer)
+
+    @paper_style()
+    def get_tightbbox(self, renderer: Any = None, *, bbox_extra_artists: Any = None) -> Any:
+        """Measure with this style's settings."""
+        return super().get_tightbbox(renderer, bbox_extra_artists=bbox_extra_artists)
+
+    @paper_style()
+    def _repr_png_(self) -> bytes:
+        return rendered(self, "png", self.dpi, {})
+
+
+def new_figure(width: float, height: float) -> PaperFigure:
+    """Return an empty white figure of that size in inches, laid out so that no label is cut off."""
+    with paper_style():
+        return PaperFigure(figsize=(width, height), layout="constrained", facecolor="white")
+
+
+# --- colours and legends -----------------------------------------------------------------------------------------
+
+
+def variant_colours(variants: Sequence[str]) -> dict[str, str]:
+    """Return {variant: colour}: the colour of a row of `carblib.variants`, a spare one for any other."""
+    others = [variant for variant in variants if variant not in VARIANTS]
+    spare = {variant: SPARE_COLOURS[i % len(SPARE_COLOURS)] for i, variant in enumerate(others)}
+    return {variant: spare.get(variant) or VARIANTS[variant].colour for variant in variants}
+
+
+def variant_line(variant: str) -> dict[str, Any]:
+    """Return line style and width of a variant's curve."""
+    row = VARIANTS.get(variant)
+    return {"linestyle": row.line, "linewidth": row.width} if row else {"linestyle": "-", "linewidth": 1.3}
+
+
+def class_colours(class_set: ClassSet) -> np.ndarray:
+    """Return the palette as (C, 3) floats 0–1."""
+    return np.array(class_set.palette, float) / 255
+
+
+def colorize(mask: np.ndarray, class_set: ClassSet) -> np.ndarray:
+    """Turn a mask (H, W) of train ids into (H, W, 3) uint8 by the dataset's palette; ignored pixels are black."""
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(class_set)] = class_set.palette
+    return table[mask]
+
+
+def class_legend(figure: Figure, masks: Sequence[np.ndarray], class_set: ClassSet, extra: Sequence[Patch] = ()) -> None:
+    """Put one legend below the figure that names only the classes in these masks (and void where it is in view).
+
+    `extra` patches follow the classes.
+    """
+    seen = np.zeros(256, bool)
+    for mask in masks:
+        seen |= np.bincount(np.asarray(mask).ravel(), minlength=256)[:256] > 0
+    colours = class_colours(class_set)
+    handles = [
+        Patch(facecolor=colours[c], edgecolor=FAINT, linewidth=0.4, label=class_set.names[c])
+        for c in range(len(class_set))
+        if seen[c]
+    ]
+    if seen[IGNORE]:
+        handles.append(Patch(facecolor="black", edgecolor=FAINT, linewidth=0.4, label="void"))
+    handles.extend(extra)
+    columns = legend_columns(figure, [handle.get_label() for handle in handles])
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, handleheight=0.9, handletextpad=0.5)
+
+
+def legend_columns(figure: Figure, labels: Sequence[str]) -> int:
+    """Return how many columns of a legend with these labels fit across the figure, rows being of equal length."""
+    for columns in range(len(labels), 1, -1):
+        rows = -(-len(labels) // columns)
+        widest = [max(map(len, labels[start : start + rows])) for start in range(0, len(labels), rows)]
+        # A letter takes about 0.055 in at 7 pt, a handle and the gaps beside it 0.45 in.
+        if sum(0.055 * letters + 0.45 for letters in widest) <= figure.get_figwidth():
+            return -(-len(labels) // rows)
+    return 1
+
+
+def shrink(picture: np.ndarray, width: int) -> np.ndarray:
+    """Scale an image (H, W, 3) or mask (H, W) down to at most `width` pixels across, keeping its shape.
+
+    Images are averaged, masks take the nearest pixel, so no class id is invented.
+    """
+    if picture.shape[1] <= width:
+        return picture
+    size = (width, max(1, round(picture.shape[0] * width / picture.shape[1])))
+    way = Image.Resampling.NEAREST if picture.ndim == 2 else Image.Resampling.BOX
+    return np.asarray(Image.fromarray(picture).resize(size, way))
+
+
+# --- captions and files ------------------------------------------------------------------------------------------
+
+
+def rendered(figure: Figure, kind: str, dpi: float, metadata: dict[str, Any]) -> bytes:
+    data = io.BytesIO()
+    figure.savefig(data, format=kind, dpi=dpi, metadata=metadata)
+    return data.getvalue()

@@ -1,0 +1,1 @@
+"""What a run saved, in numbers and words: read back, tables, findings."""

@@ -1,0 +1,39 @@
+"""Words for what a run holds: variants, paths, datasets; the same in every legend, table, caption and page."""
+
+from __future__ import annotations
+
+from carblib.params import Params
+
+COLUMN, PAGE = 3.25, 6.875  # inches
+
+
+DATA_NAMES = {
+    "scenes": "rendered scenes",
+    "camvid": "CamVid",
+    "cityscapes": "Cityscapes",
+    "wilddash2": "WildDash2",
+    "folder": "a folder of images",
+}
+
+
+def plural(number: int, thing: str) -> str:
+    """Write a number of things: 1 image, 3 images."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def data_name(params: Params) -> str:
+    """Return the dataset's name as captions give it; rendered scenes are always called so."""
+    return DATA_NAMES.get(params.dataset, params.dataset)
+
+
+def truth_name(params: Params) -> str:
+    """Return what the reference masks are: exact masks of rendered scenes, or ground truth (human annotation)."""
+    return "exact mask" if params.dataset == "scenes" else "ground truth"
+
+
+# Words for the variants in every legend, table and grid, in reading order: from CLIP's masks to the true-mask ceiling.
+
+
+def path_label(path: str) -> str:
+    """Name a path of the ablations: dual, single, or single with CRF."""
+    return f"{path.replace('_crf', ' + CRF').replace('_', ' ')} path"

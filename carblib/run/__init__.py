@@ -1,0 +1,1 @@
+"""Notebooks run headless, batches over datasets, and the report."""

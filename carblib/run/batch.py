@@ -1,0 +1,212 @@
+"""Batch runs: the ordered notebooks over one parameters file per dataset, headless, through papermill.
+
+    python -m carblib.run.batch params/demo.yaml params/camvid_small.yaml [-p key value]
+
+A notebook counts as finished when papermill returned *and* the notebook's own closing cell wrote its done marker: after
+a killed kernel every cell of the saved notebook says "completed", so nothing else can be trusted. What is finished with
+the same parameters is skipped; what was interrupted goes on from its last checkpoint, because every step does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from carblib.base import errors
+from carblib.base.errors import CarbError, one_line
+from carblib.figures import draw as figures
+from carblib.params import Params, load_params, project_root, resolve
+from carblib.results.saved import load_results, read_evaluations
+from carblib.results.tables import run_tables, write_table
+from carblib.run import report
+from carblib.run.headless import NotebookFailed, execute, render_html
+from carblib.run.notebook import changed_keys, done_path, read_done
+from carblib.variants import in_order
+
+NOTEBOOKS = ("01_dataset_analysis", "02_pseudo_masks", "03_train", "04_small_object_evaluation")
+
+
+@dataclass
+class Job:
+    """One parameters file with the overrides given on the command line, and what became of it."""
+
+    file: Path
+    overrides: dict[str, str]
+    params: Params
+    failure: str = ""
+
+    def parameters(self) -> dict[str, str]:
+        """What papermill gives to a notebook; inside the project the file's name is relative, as a person types it."""
+        inside = self.file.is_relative_to(project_root())
+        return {"params_file": str(self.file.relative_to(project_root()) if inside else self.file), **self.overrides}
+
+
+# --- one dataset -------------------------------------------------------------------------------------------------
+
+
+def run_notebook(job: Job, notebook: str, force: bool) -> None:
+    """Run one notebook of a job unless its done marker says it is finished with the same parameters.
+
+    Raises NotebookFailed; the executed notebook and its page are in ``runs/<run>/notebooks/``.
+    """
+    params, output = job.params, job.params.run_dir / "notebooks" / f"{notebook}.ipynb"
+    done = read_done(params, notebook)
+    changed = changed_keys(done, params) if done else []
+    if done and not changed and not force:
+        say(f"  {notebook}: finished before, skipped")
+        return
+    why = f" again ({', '.join(changed)} changed)" if changed else " again" if done else ""
+    say(f"  {notebook}: runs{why}")
+    done_path(params, notebook).unlink(missing_ok=True)
+    started = time.monotonic()
+    try:
+        execute(project_root() / "notebooks" / f"{notebook}.ipynb", output, job.parameters())
+        if read_done(params, notebook) is None:
+            raise NotebookFailed("ended without its closing cell; was it cut short?")
+    finally:
+        if output.is_file():
+            render_html(output)
+    say(f"  {notebook}: done in {duration(time.monotonic() - started)}")
+
+
+def report_is_current(params: Params) -> bool:
+    """Tell whether a run has a report that is younger than all its done markers."""
+    report_file = params.run_dir / "report.html"
+    markers = [path.stat().st_mtime for path in (params.run_dir / "done").glob("*.json")]
+    return report_file.is_file() and report_file.stat().st_mtime >= max(markers, default=0)
+
+
+def run_job(job: Job, notebooks: Sequence[str], force: bool) -> None:
+    """Run one dataset's notebooks, then make figures, tables and report; a failure goes to `job.failure`."""
+    run_dir = job.params.run_dir
+    say(f"{job.params.run} ({job.file}), results in {run_dir}")
+    step = ""
+    try:
+        for step in notebooks:
+            run_notebook(job, step, force)
+        if report_is_current(job.params):
+            return
+        step, started = "figures", time.monotonic()
+        count = len(figures.make_all(run_dir))
+        say(f"  figures: {count} in {job.params.figures_dir}, {duration(time.monotonic() - started)}")
+        step = "tables and report"
+        for name, table in run_tables(load_results(run_dir, job.params)).items():
+            write_table(table, job.params.figures_dir / f"table_{name}")
+        report.write_report(run_dir)
+    except NotebookFailed as error:
+        job.failure = f"{step}: {error}; see {run_dir / 'notebooks' / step}.ipynb"
+    except Exception as error:  # the next dataset must still have its turn
+        job.failure = f"{step}: {one_line(error)}"
+    if job.failure:
+        say(f"  FAILED {job.failure}")
+
+
+# --- all of them -------------------------------------------------------------------------------------------------
+
+
+def plan(params_files: Sequence[Path], overrides: dict[str, str]) -> list[Job]:
+    """Read and check every parameters file before anything runs; CarbError for a bad one or a run named twice."""
+    jobs: list[Job] = []
+    for file in params_files:
+        params = load_params(file, overrides)
+        twin = next((job for job in jobs if job.params.run == params.run), None)
+        if twin:
+            raise CarbError(f"{file}: run '{params.run}' is also that of {twin.file}; give each its own 'run'")
+        jobs.append(Job(file, overrides, params))
+    return jobs
+
+
+def find(name: str) -> Path:
+    """Return a parameters file's absolute path: relative to the working directory, else to the project."""
+    here = Path(name).expanduser().absolute()
+    return here if here.is_file() else resolve(name)
+
+
+def choose_notebooks(wanted: Sequence[str]) -> list[str]:
+    """Return the notebooks whose names begin with one of `wanted` ("02"), in order; all of `NOTEBOOKS` when empty."""
+    if not wanted:
+        return list(NOTEBOOKS)
+    known = sorted(path.stem for path in (project_root() / "notebooks").glob("[0-9]*.ipynb"))
+    for word in wanted:
+        if not any(name.startswith(word) for name in known):
+            raise CarbError(f"--notebooks {word}: no such notebook; there are {', '.join(known)}")
+    return [name for name in known if name.startswith(tuple(wanted))]
+
+
+def overview(jobs: Sequence[Job]) -> str:
+    """Return a text table, a column per run: mIoU / mean IoU of the small classes (%) of each evaluated variant."""
+    cells: dict[str, dict[str, str]] = {}
+    for job in jobs:
+        row = cells.setdefault(job.params.run, {})
+        measured = read_evaluations(job.params.run_dir, job.params)
+        for result in next(iter(measured.values()), {}).values():
+            row[result["variant"]] = f"{_percent(result['miou'])} / {_percent(result['small_miou'])}"
+    variants = in_order({name for row in cells.values() for name in row})
+    if not variants:
+        return "no evaluation yet"
+    lines = [["variant", *cells], *([name, *(row.get(name, "") for row in cells.values())] for name in variants)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    table = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return "mIoU / mean IoU of the small classes, %\n" + "\n".join(table)
+
+
+def _percent(value: float | None) -> str:
+    return "  – " if value is None else f"{100 * value:4.1f}"
+
+
+def say(text: str) -> None:
+    """Print a progress line with the time of day."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as a person says it: "7 s", "3 min 20 s", "2 h 5 min"."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 1:
+        return f"{rest} s"
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m carblib.run.batch", description="Run the notebooks on each dataset."
+    )
+    parser.add_argument("params", nargs="+", help="parameters files, one per dataset (params/demo.yaml)")
+    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), dest="overrides",
+                        help="change one parameter in every file; may be given again")  # fmt: skip
+    parser.add_argument("--notebooks", nargs="+", default=[], metavar="NAME", help="only these, as in 01 02")
+    parser.add_argument("--force", action="store_true", help="run also what is finished")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run everything asked for; return 0, or 1 when a dataset failed, or 130 after Ctrl-C."""
+    options = arguments(argv)
+    logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of every parameter that is only in the file
+    overrides = dict(options.overrides)  # as text, which Params converts, here and in the notebook
+    jobs = plan([find(name) for name in options.params], overrides)
+    notebooks = choose_notebooks(options.notebooks)
+    started = time.monotonic()
+    try:
+        for job in jobs:
+            run_job(job, notebooks, options.force)
+    except KeyboardInterrupt:
+        say("stopped; what is finished is kept, and the same command goes on from here")
+        return 130
+    print(f"\n{overview(jobs)}\n")
+    for runs_dir in dict.fromkeys(job.params.run_dir.parent for job in jobs):
+        print(f"all runs: {report.write_index(runs_dir)}")
+    for job in jobs:
+        print(f"FAILED {job.params.run}: {job.failure}" if job.failure
+              else f"report of {job.params.run}: {job.params.run_dir / 'report.html'}")  # fmt: skip
+    print(f"finished in {duration(time.monotonic() - started)}")
+    return 1 if any(job.failure for job in jobs) else 0
+
+
+if __name__ == "__main__":
+    errors.cli(main)

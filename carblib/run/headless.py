@@ -1,0 +1,243 @@
+"""One notebook, run without a page: executed by papermill in a kernel of this very Python, then rendered to HTML.
+
+`python -m carblib.run.headless runs/demo` puts the executed notebooks of a run back into notebooks/, outputs included, so
+that they can be read where they are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import html
+import io
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import nbformat
+import papermill
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from nbconvert import HTMLExporter
+
+from carblib.base import files
+from carblib.base.errors import CarbError, Interrupted, cli, one_line
+from carblib.base.progress import without_progress
+from carblib.params import project_root
+
+# Rendered notebooks must open from disk: nbconvert's page without the scripts it would fetch from the network, and with
+# the pictures' alternative texts, which it leaves out.
+_PICTURE = """{{% block data_{block} %}}
+<div class="jp-RenderedImage jp-OutputArea-output">
+<img src="data:{kind};base64,{{{{ output.data['{kind}'] | escape_html }}}}"
+alt="{{{{ (output | get_metadata('alt', '{kind}') or '') | escape_html }}}}"></div>
+{{% endblock %}}"""
+_OFFLINE_PAGE = """{% extends 'lab/index.html.j2' %}
+{% block html_head_js %}{% endblock %}
+{% block jupyter_widgets %}{% endblock %}
+{% block html_head_js_mathjax %}{% endblock %}
+{% block html_head_js_mermaidjs %}{% endblock %}
+""" + "\n".join(_PICTURE.format(block=block, kind=f"image/{kind}") for block, kind in (("png", "png"), ("jpg", "jpeg")))
+
+
+class NotebookFailed(Exception):
+    """A notebook that did not finish; the message says where and why."""
+
+
+class _ThisPython(KernelSpecManager):
+    """Offers one kernel: the Python that runs this module, whatever kernels the user has registered."""
+
+    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+        """Return the kernel of this interpreter; its log level hides remarks on the loopback connection."""
+        argv = [sys.executable, "-m", "ipykernel_launcher", "--log-level=ERROR", "-f", "{connection_file}"]
+        return KernelSpec(argv=argv, display_name="Python 3", language="python")
+
+
+class _Indented(io.TextIOBase):
+    """What the kernel prints, passed on to the terminal a little indented."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fresh = True
+
+    def write(self, text: str) -> int:
+        """Write text; every line begins with an indent, empty ones are left out."""
+        for line in text.replace("\r", "").splitlines(keepends=True):
+            if line != "\n" or not self.fresh:
+                sys.stdout.write(("    | " if self.fresh else "") + line)
+                self.fresh = line.endswith("\n")
+        return len(text)
+
+    def flush(self) -> None:
+        """Pass everything on at once."""
+        sys.stdout.flush()
+
+    def end_line(self) -> None:
+        """Close a line the kernel left open."""
+        if not self.fresh:
+            self.write("\n")
+
+
+def execute(source: Path, output: Path, parameters: dict[str, Any]) -> None:
+    """Run one notebook in a kernel of this interpreter and save it, outputs included, as `output`.
+
+    Ctrl-C interrupts the kernel, so that training stops at a checkpoint, and then raises KeyboardInterrupt; a second
+    one kills the kernel. Raises NotebookFailed naming cell and reason, also for a kernel that died.
+    """
+    manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=_ThisPython())
+    printed, stopping = _Indented(), threading.Event()
+    output.parent.mkdir(parents=True, exist_ok=True)
+
+    def before_cell(**_: Any) -> None:
+        # An idle kernel ignores interrupts; one that comes between two cells must not be lost.
+        if stopping.is_set():
+            raise NotebookFailed("interrupted")
+
+    def work() -> None:
+        try:
+            papermill.execute_notebook(
+                source,
+                output,
+                parameters=parameters,
+                kernel_name="python3",
+                progress_bar=False,
+                stdout_file=printed,
+                cwd=project_root(),
+                start_timeout=300,
+                km=manager,
+                on_cell_start=before_cell,
+            )
+        finally:
+            if manager.has_kernel:
+                asyncio.run(manager.shutdown_kernel(now=True))
+
+    # nbclient answers Ctrl-C by shutting the kernel down. In a thread it leaves signals alone, and we can ask nicely.
+    with _unwatched(), ThreadPoolExecutor(max_workers=1) as pool:
+        future = pool.submit(work)
+        try:
+            future.result()
+        except KeyboardInterrupt:
+            print("    stopping; Ctrl-C again kills the kernel", flush=True)
+            stopping.set()
+            _signal_kernel(manager, signal.SIGINT)
+            try:
+                future.exception()
+            except KeyboardInterrupt:
+                _signal_kernel(manager, signal.SIGKILL)
+            raise
+        except papermill.PapermillExecutionError as error:
+            if error.ename in ("KeyboardInterrupt", Interrupted.__name__):
+                raise KeyboardInterrupt from error
+            reason = error.evalue if error.ename == "CarbError" else f"{error.ename}: {error.evalue}"
+            raise NotebookFailed(f"cell [{error.exec_count}] {' '.join(reason.split())}") from error
+        except Exception as error:  # a dead kernel, a full disk: the next dataset must still have its turn
+            raise NotebookFailed(one_line(error)) from error
+        finally:
+            printed.end_line()
+
+
+@contextlib.contextmanager
+def _unwatched() -> Iterator[None]:
+    """Let a kernel started in here not think that it sits behind a JupyterLab page, even if we do ourselves."""
+    kept = os.environ.pop("JPY_SESSION_NAME", None)
+    try:
+        yield
+    finally:
+        if kept is not None:
+            os.environ["JPY_SESSION_NAME"] = kept
+
+
+def _signal_kernel(manager: AsyncKernelManager, which: signal.Signals) -> None:
+    pid = getattr(manager.provisioner, "pid", None) if manager.has_kernel else None
+    if pid:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, which)
+
+
+def render_html(executed: Path) -> Path:
+    """Render an executed notebook, without its code, to a page beside it that needs no network; return the page."""
+    notebook = _as_read(executed)
+    page = HTMLExporter(
+        template_file="carblib.html.j2",
+        extra_loaders=[jinja2.DictLoader({"carblib.html.j2": _OFFLINE_PAGE})],
+        exclude_input=True,
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+    )
+    text, _ = page.from_notebook_node(notebook, {"metadata": {"name": executed.stem}})
+    target = executed.with_suffix(".html")
+    files.write_text(target, text)
+    return target
+
+
+def _as_read(executed: Path) -> nbformat.NotebookNode:
+    """Read an executed notebook and leave out progress, which tells a reader nothing once the work is done."""
+    notebook = nbformat.read(executed, as_version=4)
+    for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
+        for output in cell.outputs:
+            if output.output_type == "stream":
+                output.text = without_progress(output.text)
+        cell.outputs = [output for output in cell.outputs if output.get("text", "x").strip()]
+    return notebook
+
+
+def publish(executed: Path, target: Path) -> None:
+    """Copy an executed notebook without papermill's traces: its parameters cell, times and paths of this machine.
+
+    Below every picture its alternative text is written out: web pages that show notebooks (GitHub, nbviewer) drop it.
+    Raises CarbError for a notebook that failed, whose outputs nobody should read as results.
+    """
+    notebook = _as_read(executed)
+    kept = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    for count, cell in enumerate((cell for cell in kept if cell.cell_type == "code"), start=1):
+        if any(output.output_type == "error" for output in cell.outputs):
+            raise CarbError(f"{executed}: holds an error; run it to its end first")
+        cell.execution_count = count
+        for output in cell.outputs:
+            if "execution_count" in output:
+                output.execution_count = count
+        cell.outputs = [shown for output in cell.outputs for shown in (output, *_in_words(output))]
+    for cell in kept:
+        for key in ("papermill", "execution"):
+            cell.metadata.pop(key, None)
+        if not cell.metadata.get("tags"):
+            cell.metadata.pop("tags", None)
+    notebook.cells = kept
+    for key in ("papermill", "widgets"):
+        notebook.metadata.pop(key, None)
+    files.write_text(target, nbformat.writes(notebook) + "\n")
+
+
+def _in_words(output: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    """Return the alternative text of a picture as an output of its own; none where there is no picture or text."""
+    described = [value.get("alt") for kind, value in output.get("metadata", {}).items() if kind.startswith("image/")]
+    return [
+        nbformat.v4.new_output("display_data", {"text/markdown": f"<small>In words: {html.escape(alt, False)}</small>"})
+        for alt in described
+        if alt
+    ]
+
+
+def main() -> int:
+    """Put the executed notebooks of a run into notebooks/."""
+    parser = argparse.ArgumentParser(prog="python -m carblib.run.headless", description=main.__doc__)
+    parser.add_argument("run_dir", help="folder of the run's results, e.g. runs/demo")
+    folder = Path(parser.parse_args().run_dir) / "notebooks"
+    executed = sorted(folder.glob("[0-9]*.ipynb"))
+    if not executed:
+        raise CarbError(f"{folder}: no executed notebook in it; run python -m carblib.run.batch first")
+    for path in executed:
+        publish(path, project_root() / "notebooks" / path.name)
+        print(project_root() / "notebooks" / path.name)
+    return 0
+
+
+if __name__ == "__main__":
+    cli(main)

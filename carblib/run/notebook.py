@@ -1,0 +1,133 @@
+"""What every notebook does first and last, so that a notebook defines nothing and only tells its story.
+
+`start` reads and checks the parameters; `show` saves a figure and displays it; `finish` writes the done marker, the
+only proof that a notebook ran to its end (`carblib.run.batch` skips what is finished by it).
+"""
+
+from __future__ import annotations
+
+import datetime
+import html
+import io
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+from IPython.display import Image, Markdown, display
+from matplotlib.figure import Figure
+
+from carblib import __version__
+from carblib.base import files
+from carblib.base.errors import refusals
+from carblib.figures.all import FIGURES, Missing
+from carblib.figures.captions import FigureRecord, save_figure
+from carblib.params import Params, notebook_params
+from carblib.results.saved import load_results
+
+# Keys that change where, how fast or how lively a notebook works, but not what it finds.
+_NOT_RESULTS = frozenset("interactive workers device log_every checkpoint_every tensorboard".split())
+_ABLATIONS = "05_ablations"  # the only notebook that the keys ablation_… concern
+_SHOWN_DPI = 110  # in the notebook; the saved files have more
+_LARGE_PNG = 80_000  # bytes; photographs beyond it are shown as JPEG, which keeps a notebook small enough for the web
+
+
+@refusals()
+def start(namespace: Mapping[str, Any], notebook: str, *, writes: bool = True) -> Params:
+    """Return the checked parameters of a notebook: `params = start(globals(), "01_dataset_analysis")`.
+
+    Writes them to runs/<run>/params.yaml, which says what the run's results were made with, unless the notebook
+    `writes` none; says in one line what runs, and keeps packages' warnings out of the page.
+    Raises CarbError for a name that is no parameter, a value that cannot be one, or a file that cannot be read.
+    """
+    warnings.filterwarnings("ignore", category=UserWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    params = notebook_params(namespace)
+    if writes:
+        files.write_text(params.run_dir / "params.yaml", params.to_yaml())
+    print(f"{notebook}: run '{params.run}', dataset {params.dataset}, CLIP {params.clip}, seed {params.seed}")
+    return params
+
+
+def show(figure: Figure, params: Params, name: str, record: FigureRecord) -> None:
+    """Save a figure as figures/<run>/<name>.png, .pdf and .json, and display it with caption and alternative text."""
+    save_figure(figure, params.figures_dir / name, record)
+    data, kind = _for_screen(figure)
+    display(
+        Image(data, format=kind, alt=record.alt), Markdown(f"<small>{html.escape(record.caption, quote=False)}</small>")
+    )
+
+
+def show_saved(params: Params, *names: str) -> None:
+    """Draw figures of the run from its saved results (names of `carblib.figures.draw`), save and display them in this order.
+
+    Where results are missing, a line says which notebook makes them.
+    """
+    results, draw = load_results(params.run_dir, params), dict(FIGURES)
+    for name in names:
+        try:
+            figure, record = draw[name](results)
+        except Missing as missing:
+            say(f"No figure *{name}* here: {html.escape(str(missing), quote=False)}.")
+        else:
+            show(figure, params, name, record)
+
+
+def _for_screen(figure: Figure) -> tuple[bytes, str]:
+    png, jpeg = io.BytesIO(), io.BytesIO()
+    figure.savefig(png, format="png", dpi=_SHOWN_DPI)
+    if len(png.getvalue()) <= _LARGE_PNG:
+        return png.getvalue(), "png"
+    PIL.Image.open(png).convert("RGB").save(jpeg, "JPEG", quality=85, optimize=True)
+    return jpeg.getvalue(), "jpeg"
+
+
+def say(text: str) -> None:
+    """Display a sentence that was put together from results, as Markdown, so that a rendered page reads as text."""
+    display(Markdown(text))
+
+
+# --- done markers ------------------------------------------------------------------------------------------------
+
+
+def done_path(params: Params, notebook: str) -> Path:
+    """Return runs/<run>/done/<notebook>.json."""
+    return params.run_dir / "done" / f"{notebook}.json"
+
+
+def finish(params: Params, notebook: str, results: Mapping[str, Any]) -> None:
+    """Write the done marker: parameters, version, time and `results` (plain numbers and text). Call it last of all."""
+    marker = {
+        "notebook": notebook,
+        "run": params.run,
+        "version": __version__,
+        "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "parameters": _comparable(params),
+        "results": dict(results),
+    }
+    files.write_json(done_path(params, notebook), marker)
+    print(f"{notebook}: finished; figures in figures/{params.run}, results in runs/{params.run}")
+
+
+def read_done(params: Params, notebook: str) -> dict[str, Any] | None:
+    """Return a notebook's done marker, or None where it never ran to its end."""
+    path = done_path(params, notebook)
+    return files.read_json(path) if path.is_file() else None
+
+
+def changed_keys(done: Mapping[str, Any], params: Params) -> list[str]:
+    """Return the keys that its notebook depends on and whose values differ between a done marker and these parameters.
+
+    Sorted by name.
+    """
+    before, now = done["parameters"], _comparable(params)
+    keys = (before.keys() | now.keys()) - _NOT_RESULTS
+    if done.get("notebook") != _ABLATIONS:
+        keys = {key for key in keys if not key.startswith("ablation_")}
+    return sorted(key for key in keys if before.get(key) != now.get(key))
+
+
+def _comparable(params: Params) -> dict[str, Any]:
+    return params.model_dump(mode="json", exclude=_NOT_RESULTS)

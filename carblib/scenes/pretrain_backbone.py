@@ -1,0 +1,160 @@
+"""Pretrain the small embedded backbone by classifying rendered crops: ``python -m carblib.scenes.pretrain_backbone``.
+
+It plays the part that ImageNet plays in the paper: a MobileNetV2 learns to name what a crop shows (the kind of object
+or surface in its centre) and never sees a mask. The scenes come from a seed range of their own, disjoint from every
+split of the demo and from the small CLIP's scenes. Only the layers that the segmentation network uses are trained and
+written, already dilated to stride 8.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from carblib.base import errors, files
+from carblib.base.progress import bar_options
+from carblib.classes import CAMVID
+from carblib.network import SMALL_BACKBONE, normalise, small_backbone
+from carblib.scenes.folders import render_scene, scene_seed
+from carblib.scenes.pretrain_clip import RenderedScene
+
+SIZE = 64  # pixels of a crop's side
+ZOOM = (1.0, 3.5)  # range of enlargement; the demo's network sees images enlarged by 2
+
+
+class CropSampler:
+    """Draws (crop, class) pairs: an object's crop is named by its kind, a surface crop by what fills its centre."""
+
+    def __init__(self, pool: list[RenderedScene], rng: np.random.Generator):
+        self.pool, self.rng = pool, rng
+        self.by_kind: dict[str, list[tuple[int, tuple[int, int, int, int]]]] = {}
+        for index, scene in enumerate(pool):
+            for item in scene.objects:
+                if item.visible_pixels >= 16:
+                    self.by_kind.setdefault(item.kind or CAMVID.names[item.class_id], []).append((index, item.box))
+            self._add_surfaces(index, scene)
+        self.kinds = sorted(kind for kind, entries in self.by_kind.items() if len(entries) >= len(pool) // 50)
+
+    def _add_surfaces(self, index: int, scene: RenderedScene) -> None:
+        height, width = scene.mask.shape
+        for _ in range(8):  # small squares that lie within one surface
+            top, left = int(self.rng.integers(height - 12)), int(self.rng.integers(width - 12))
+            values = np.unique(scene.mask[top : top + 12, left : left + 12])
+            if len(values) == 1 and values[0] < len(CAMVID):
+                box = (top, left, top + 12, left + 12)
+                self.by_kind.setdefault(CAMVID.names[values[0]], []).append((index, box))
+
+    def batch(self, count: int, size: int, zoom: tuple[float, float]) -> tuple[Tensor, Tensor]:
+        """Return crops (B, 3, size, size) uint8 and kinds (B,) long; pixels are enlarged by a factor from ``zoom``."""
+        crops = torch.zeros(count, 3, size, size, dtype=torch.uint8)
+        kinds = torch.from_numpy(self.rng.integers(len(self.kinds), size=count))
+        for row, kind in enumerate(kinds.tolist()):
+            entries = self.by_kind[self.kinds[kind]]
+            index, (top, left, bottom, right) = entries[int(self.rng.integers(len(entries)))]
+            image = self.pool[index].image
+            extent = math.sqrt((bottom - top) * (right - left))  # of a long pole a piece of it is enough
+            factor = math.exp(self.rng.uniform(math.log(zoom[0]), math.log(zoom[1])))
+            side = int(min(max(size / factor, 1.1 * extent, 12), image.shape[0]))
+            y = int(np.clip((top + bottom) / 2 + self.rng.normal(0, 2) - side / 2, 0, image.shape[0] - side))
+            x = int(np.clip((left + right) / 2 + self.rng.normal(0, 2) - side / 2, 0, image.shape[1] - side))
+            pixels = torch.from_numpy(image[y : y + side, x : x + side]).permute(2, 0, 1)[None].float()
+            crop = F.interpolate(pixels, (size, size), mode="bilinear", align_corners=False, antialias=side > size)
+            crops[row] = (crop.flip(3) if self.rng.random() < 0.5 else crop)[0].round().clamp(0, 255).byte()
+        return crops, kinds
+
+
+def centre_pool(features: Tensor) -> Tensor:
+    """Average the middle half of the feature grid, where the named thing is: (B, F, h, w) -> (B, F)."""
+    height, width = features.shape[2:]
+    return features[:, :, height // 4 : height - height // 4, width // 4 : width - width // 4].mean((2, 3))
+
+
+def _render(index: int, seed: int) -> RenderedScene:
+    scene = render_scene(scene_seed("backbone", index, seed))
+    return RenderedScene(scene.image, scene.mask, scene.objects)
+
+
+def pretrain(minutes: float, scenes: int, batch_size: int, lr: float, seed: int, output: Path) -> Path:
+    """Train for a time budget, print the accuracy on crops of unseen scenes, write safetensors; returns the path."""
+    torch.manual_seed(seed)
+    with ProcessPoolExecutor(2) as pool:
+        made = pool.map(partial(_render, seed=seed), range(scenes), chunksize=16)
+        pool_of_scenes = list(tqdm(made, total=scenes, desc="rendering", **bar_options()))
+    held_out = max(1, scenes // 20)
+    sampler = CropSampler(pool_of_scenes[held_out:], np.random.default_rng([seed, 1]))
+    check = CropSampler(pool_of_scenes[:held_out], np.random.default_rng([seed, 2]))
+    backbone = small_backbone().to(memory_format=torch.channels_last)
+    classifier = nn.Linear(backbone.channels, len(sampler.kinds))
+    steps = fit(backbone, classifier, sampler, minutes, batch_size, lr)
+    right = accuracy(backbone, classifier, check, sampler.kinds)
+    save_backbone(backbone, output)
+    print(
+        f"{output}: {steps} steps, {len(sampler.kinds)} kinds, accuracy {100 * right:.1f} % on crops of unseen scenes, "
+        f"{output.stat().st_size / 1e6:.1f} MB"
+    )
+    return output
+
+
+def fit(
+    backbone: nn.Module, classifier: nn.Module, sampler: CropSampler, minutes: float, batch_size: int, lr: float
+) -> int:
+    """Train backbone and classifier for a time budget (AdamW, warm-up and cosine); returns the steps taken."""
+    optimizer = torch.optim.AdamW([*backbone.parameters(), *classifier.parameters()], lr=lr, weight_decay=0.02)
+    start, step, running = time.time(), 0, 0.0
+    while (done := (time.time() - start) / (60 * minutes)) < 1:
+        optimizer.param_groups[0]["lr"] = lr * min(1.0, done / 0.05) * (0.01 + 0.495 * (1 + math.cos(math.pi * done)))
+        crops, kinds = sampler.batch(batch_size, SIZE, ZOOM)
+        features = backbone(normalise(crops).to(memory_format=torch.channels_last))
+        loss = F.cross_entropy(classifier(centre_pool(features)), kinds, label_smoothing=0.05)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        step += 1
+        running = 0.98 * running + 0.02 * float(loss.detach())
+        if step % 100 == 0:
+            print(f"step {step}  {100 * done:.0f} %  loss {running / (1 - 0.98**step):.3f}", flush=True)
+    return step
+
+
+@torch.inference_mode()
+def accuracy(backbone: nn.Module, classifier: nn.Module, sampler: CropSampler, kinds: list[str]) -> float:
+    """Share (0-1) of 1000 crops of the sampler's scenes that are named right, over the kinds both samplers know."""
+    sampler.kinds = [kind for kind in kinds if kind in sampler.by_kind]
+    crops, rows = sampler.batch(1000, SIZE, ZOOM)
+    wanted = torch.tensor([kinds.index(kind) for kind in sampler.kinds])[rows]
+    backbone.eval(), classifier.eval()
+    return float((classifier(centre_pool(backbone(normalise(crops)))).argmax(1) == wanted).float().mean())
+
+
+def save_backbone(backbone: nn.Module, path: Path) -> None:
+    """Write the weights in float16 as safetensors, with torchvision's keys."""
+    halves = {name: v.half() if v.is_floating_point() else v for name, v in backbone.state_dict().items()}
+    files.write_bytes(path, save({name: value.contiguous() for name, value in halves.items()}))
+
+
+def main() -> None:
+    """Parse the command line and pretrain."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=18, help="training time after rendering")
+    parser.add_argument("--scenes", type=int, default=1500)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--lr", type=float, default=4e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=SMALL_BACKBONE)
+    args = parser.parse_args()
+    pretrain(args.minutes, args.scenes, args.batch_size, args.lr, args.seed, args.output)
+
+
+if __name__ == "__main__":
+    errors.cli(main)

@@ -1,0 +1,193 @@
+"""Ablations: the grid of variants x paths x maskers x seeds from one parameters file, finished cells skipped.
+
+A masker and a path make a run of their own, ``runs/<run>.<masker>.<path>/``, in which every variant is trained with
+every seed; what they share (pseudo-masks, the frozen backbone's features) is made once.
+``python -m carblib.stages.ablations params/demo.yaml`` runs the grid and writes ``runs/<run>/ablations.json``, a row per cell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from carblib.base import files
+from carblib.base.errors import CarbError, cli
+from carblib.data.labels import ensure_labels
+from carblib.data.readers import Split, open_split
+from carblib.infer import predict_mask
+from carblib.params import Params, add_arguments, from_arguments
+from carblib.scenes.folders import ensure_scenes
+from carblib.stages.evaluate import evaluate_folder, evaluate_masks, evaluation_path
+from carblib.stages.pseudo_masks import export_masks
+from carblib.training.loop import Shared, share, train
+from carblib.training.state import is_done, load_trained
+
+PATHS = {  # name -> (path, crf)
+    "dual": ("dual", False),
+    "single": ("single", False),
+    "single_crf": ("single", True),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement of the grid; seed None for the pseudo-masks, which have none."""
+
+    masker: str
+    path: str
+    variant: str
+    seed: int | None
+
+    @property
+    def name(self) -> str:
+        """Folder of the training and name of the evaluation within the group's run."""
+        return self.variant if self.seed is None else f"{self.variant}-seed{self.seed}"
+
+
+def grid(params: Params) -> dict[tuple[str, str], list[Cell]]:
+    """The cells by (masker, path). The ceiling depends on neither and is trained in the first group only."""
+    groups = [(masker, path) for masker in params.ablation_maskers for path in params.ablation_paths]
+    cells = {}
+    for group in groups:
+        variants = [v for v in params.ablation_variants if v != "ceiling" or group == groups[0]]
+        trained = [Cell(*group, variant, seed) for variant in variants for seed in params.ablation_seeds]
+        cells[group] = [Cell(*group, "pseudo_masks", None), *trained]
+    return cells
+
+
+def run_ablations(params: Params) -> list[dict[str, Any]]:
+    """Train and measure every cell on the test split; returns and saves the rows, seeds not averaged.
+
+    A row: masker, path, variant, seed, miou, small_miou, iou per class (0-1). Rows of variant "pseudo_masks" hold the
+    quality of the masks themselves on the same images. Where the test masks are not public, the validation split is
+    measured. Raises CarbError where a cell was trained with other parameters.
+    """
+    rows, split = [], measured_split(params)
+    for (masker, path), cells in grid(params).items():
+        group, shared = group_params(params, masker, path), None
+        for cell in cells:
+            if not is_measured(cell, group, split):
+                if cell.seed is not None and shared is None:
+                    shared = prepare(group)
+                measure(cell, group, split, shared)
+            result = files.read_json(evaluation_path(group, cell.name, split.name))
+            scores = {key: result[key] for key in ("miou", "small_miou", "iou", "images", "split")}
+            rows.append({"masker": masker, "path": path, "variant": cell.variant, "seed": cell.seed} | scores)
+            files.write_json(params.run_dir / "ablations.json", rows)
+            print(f"{masker}, {path}, {cell.name}: mIoU {100 * scores['miou']:.1f} %", flush=True)
+    return rows
+
+
+def measured_split(params: Params) -> Split:
+    """Return the test split, or the validation split where the test masks are not public."""
+    split = open_split(params, params.test_split)
+    split = split if split.has_masks else open_split(params, params.val_split)
+    if not split.has_masks:
+        raise CarbError(f"{params.data_root}: neither test_split nor val_split has masks, so nothing can be measured")
+    return split
+
+
+def is_measured(cell: Cell, group: Params, split: Split) -> bool:
+    """Tell whether a cell is finished; CarbError if it was trained with other parameters."""
+    path = evaluation_path(group, cell.name, split.name)
+    if not path.exists() or cell.seed is not None and not is_done(cell_folder(cell, group), cell_params(cell, group)):
+        return False
+    return files.read_json(path)["images"] == len(split)
+
+
+def cell_params(cell: Cell, group: Params) -> Params:
+    """Return the parameters a cell is trained with."""
+    return group.updated(seed=cell.seed).variant(cell.variant)
+
+
+def cell_folder(cell: Cell, group: Params) -> Path:
+    """Return the folder of a cell's training."""
+    return group.run_dir / "train" / cell.name
+
+
+def group_params(params: Params, masker: str, path: str) -> Params:
+    """The parameters of a masker and path: a run of its own that reads the same image-level labels."""
+    if params.pseudo_masks:
+        raise CarbError("pseudo_masks: the ablations make masks with each of ablation_maskers; leave the key empty")
+    changed: dict[str, Any] = dict(zip(("path", "crf"), PATHS[path], strict=True))
+    if params.gate != "none":
+        ensure_labels(params, open_split(params, params.train_split))
+        # Relative to the project root, so that a folder of runs can be moved and its cells still count as finished.
+        changed["labels"] = params.labels or f"runs/{params.run}/labels/{params.train_split}.csv"
+    return params.updated(run=f"{params.run}.{masker}.{path}", masker=masker, **changed)
+
+
+def prepare(group: Params) -> Shared:
+    """Make what all trainings of a group share: pseudo-masks on disk (single path), CLIP and cached features."""
+    if group.path == "single":
+        export_masks(group, group.train_split)
+    return share(group)
+
+
+def measure(cell: Cell, group: Params, split: Split, shared: Shared | None) -> None:
+    """Train the cell if it is a training, and write its evaluation."""
+    if cell.seed is None:
+        evaluate_folder(export_masks(group, split.name), split, group, cell.name, resize=True)
+        return
+    params = group.updated(seed=cell.seed)
+    folder = train(params, cell.variant, shared, cell_folder(cell, group))
+    network, trained = load_trained(folder / "final.pt")
+    network.to(shared.fabric.device)
+    evaluate_masks(
+        lambda i: predict_mask(network, split.image(i), trained), split, params, cell.name, trained.iterations
+    )
+
+
+def regions_at_the_end(params: Params) -> list[dict[str, Any]]:
+    """What became of the consistent region, per class, at the end of every balanced training: means over seeds.
+
+    A row: masker, path, variant, class ("all" too), weight (lambda; of "all" where the classes share it),
+    share_consistent, precision_consistent and precision_noisy (0-1, on validation images), None where not known.
+    """
+    rows = []
+    for (masker, path), cells in grid(params).items():
+        group = group_params(params, masker, path)
+        balanced = [cell for cell in cells if cell.seed is not None and cell_params(cell, group).balancing]
+        for variant in dict.fromkeys(cell.variant for cell in balanced):
+            folders = [cell_folder(cell, group) for cell in balanced if cell.variant == variant]
+            ends = [row for folder in folders for row in _last_rows(folder / "reliability.csv")]
+            weights = [row for folder in folders for row in _last_rows(folder / "region_weights.csv")]
+            for name in dict.fromkeys(row["class"] for row in ends):
+                own = [row for row in ends if row["class"] == name]
+                row = {"masker": masker, "path": path, "variant": variant, "class": name}
+                row["weight"] = _mean(row["weight"] for row in weights if row["class"] == name)
+                keys = ("share_consistent", "precision_consistent", "precision_noisy")
+                rows.append(row | {key: _mean(row[key] for row in own) for key in keys})
+    return rows
+
+
+def _last_rows(path: Path) -> list[dict[str, str]]:
+    if not path.exists():  # a run that was not watched (val_every: 0)
+        return []
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    return [row for row in rows if row["iteration"] == rows[-1]["iteration"]]
+
+
+def _mean(texts: Iterable[str]) -> float | None:
+    values = [float(text) for text in texts if text]
+    return sum(values) / len(values) if values else None
+
+
+def main() -> int:
+    """Run the grid of ablations of a parameters file."""
+    parser = argparse.ArgumentParser(prog="python -m carblib.stages.ablations", description=main.__doc__)
+    add_arguments(parser)
+    params = from_arguments(parser.parse_args())
+    ensure_scenes(params)
+    run_ablations(params)
+    print(f"{params.run_dir / 'ablations.json'}: one row per cell")
+    return 0
+
+
+if __name__ == "__main__":
+    cli(main)

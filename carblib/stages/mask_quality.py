@@ -1,0 +1,203 @@
+"""How good pseudo-masks are before anything is trained: the ways of making them, side by side on one split.
+
+The paper's way stands first; every other one changes one thing about it. `python -m carblib.stages.mask_quality params/x.yaml`
+writes runs/<run>/maskers.json, from which the figure and the table are drawn. What figures of single images need is
+saved by `save_similarity` and `save_examples`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from carblib import __version__
+from carblib.base import files
+from carblib.base.errors import CarbError, cli
+from carblib.base.progress import bar_options
+from carblib.clip_models import ClipModel
+from carblib.data.labels import training_labels
+from carblib.data.readers import Split, open_split
+from carblib.infer import torch_device
+from carblib.masker import Masker, build_masker, pseudo_mask
+from carblib.metrics import confusion, iou, mean_of
+from carblib.params import Params, add_arguments, from_arguments
+from carblib.stages.evaluate import resize_mask
+from carblib.stages.pseudo_masks import middle_scale, tiled_local_masks
+from carblib.transforms import load_sized
+
+LOCAL = "local_views"
+# What each way changes about the paper's masker on the whole image. Windows get their size from CLIP itself.
+WAYS: dict[str, dict[str, Any]] = {
+    "value_path": {},
+    "value_path, no labels": {"gate": "none"},
+    "value_path, local views": {LOCAL: True},
+    "value_path, windows": {"mask_window": "CLIP's resolution"},
+    "value_path, scales and flip": {"mask_scales": (1.0, 1.25), "mask_flip": True},
+    "value_path, synonyms": {"synonyms": True},
+    "no_residual": {"masker": "no_residual"},
+    "query_query": {"masker": "query_query"},
+    "key_key": {"masker": "key_key"},
+    "sclip": {"masker": "sclip"},
+    "clearclip": {"masker": "clearclip"},
+    "naclip": {"masker": "naclip"},
+}
+PLAIN = {
+    "masker": "value_path",
+    "gate": "labels",
+    "synonyms": False,
+    "mask_window": None,
+    "mask_stride": None,
+    "mask_scales": (1.0,),
+    "mask_flip": False,
+}
+
+
+def maskers_path(params: Params) -> Path:
+    """Return runs/<run>/maskers.json."""
+    return params.run_dir / "maskers.json"
+
+
+def compare_maskers(params: Params, split: Split, images: int = 12) -> list[dict[str, Any]]:
+    """Measure every way of making pseudo-masks on at most `images` images of a split, evenly spaced.
+
+    Writes runs/<run>/maskers.json and returns its rows {masker, miou, small_miou (0–1 or None), seconds (per image),
+    split, images, version}. Ways that this CLIP or this image size cannot have are left out. Raises CarbError for a
+    split without masks.
+    """
+    if not split.has_masks:
+        raise CarbError(f"split {split.name}: has no masks to measure pseudo-masks against; {split.mask_note}")
+    chosen = np.unique(np.linspace(0, len(split) - 1, min(images, len(split))).round().astype(int)).tolist()
+    labels = torch.from_numpy(training_labels(params.updated(gate="labels"), split))
+    rows, clip_model = [], build_masker(params).clip
+    with tqdm(total=len(WAYS), desc="ways of making masks", **bar_options()) as bar:
+        for name, changes in WAYS.items():
+            changed = _changed(params, changes, clip_model)
+            if changed is not None:
+                rows.append({"masker": name} | _measure(changed, split, chosen, labels, LOCAL in changes))
+            bar.update()
+    files.write_json(maskers_path(params), rows)
+    return rows
+
+
+def _changed(params: Params, changes: Mapping[str, Any], clip_model: ClipModel) -> Params | None:
+    """Return the parameters of one way, None where this CLIP cannot have it."""
+    own = {key: value for key, value in changes.items() if key != LOCAL}
+    if "masker" in own and not clip_model.is_vit:
+        return None
+    if "mask_window" in own:
+        own["mask_window"] = (clip_model.resolution, clip_model.resolution)
+        if min(params.image_size) < clip_model.resolution:
+            return None
+    return params.updated(**PLAIN | own)
+
+
+@torch.inference_mode()
+def _measure(params: Params, split: Split, chosen: list[int], labels: Tensor, local: bool) -> dict[str, Any]:
+    device = torch_device(params)
+    masker = build_masker(params, device)
+    classes, times = len(split.class_set), []
+    total = np.zeros((classes, classes + 1), np.int64)
+    for i in chosen:
+        image, truth = load_sized(split.image(i), params.image_size).to(device), split.mask(i)
+        started = time.perf_counter()
+        mask = _mask(masker, image, labels[i].to(device), params, local)
+        times.append(time.perf_counter() - started)
+        total += confusion(resize_mask(mask, truth.shape), truth, classes)
+    values = iou(total)
+    return {
+        "miou": _plain(mean_of(values)),
+        "small_miou": _plain(mean_of(values, split.class_set.small_ids)),
+        "seconds": float(np.median(times)),  # the first image also pays for what is set up once
+        "split": split.name,
+        "images": len(chosen),
+        "version": __version__,
+    }
+
+
+def _mask(masker: Masker, image: Tensor, labels: Tensor, params: Params, local: bool) -> np.ndarray:
+    if local:
+        mask = tiled_local_masks(masker, image, labels, params.patch, middle_scale(params))
+    else:
+        mask = masker(image[None], labels[None], params.image_size)[0]
+    return mask.cpu().numpy()
+
+
+def _plain(value: Any) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+@torch.inference_mode()
+def save_similarity(params: Params, split: Split, maps: int = 5) -> Path:
+    """Save CLIP's similarity maps of the image with most classes by its labels, and its pseudo-mask, for the figure.
+
+    Writes runs/<run>/similarity_maps.npz and returns its path: split, name; words (K,) of at most `maps` classes, small
+    ones first; similarity (K, h, w) float32 cosine; mask (H, W) uint8.
+    """
+    device, small = torch_device(params), split.class_set.small_ids
+    masker, labels = build_masker(params, device), training_labels(params, split)
+    i = int(labels.sum(1).argmax())
+    present = np.flatnonzero(labels[i])
+    own = [c for c in present if c in small][: max(1, maps // 2 + 1)]
+    shown = [*own, *[c for c in present if c not in small]][:maps]
+    image = load_sized(split.image(i), params.image_size).to(device)
+    saved = {
+        "split": np.array(split.name),
+        "name": np.array(split.names[i]),
+        "words": np.array([split.class_set.words[c][0] for c in shown]),
+        "similarity": masker.similarity(image[None])[0].float().cpu().numpy()[shown],
+        "mask": _mask(masker, image, torch.from_numpy(labels[i]).to(device), params, False),
+    }
+    return _save(params.run_dir / "similarity_maps.npz", saved)
+
+
+@torch.inference_mode()
+def save_examples(params: Params, split: Split, chosen: Mapping[str, str]) -> Path:
+    """Save masks made without image-level labels of some images {rule: name}, to be shown beside those made with them.
+
+    Writes runs/<run>/mask_examples.npz and returns its path: split; rules and names (N,); no_labels (N, H, W) uint8.
+    The other masks are those of `pseudo_masks.export_masks`.
+    """
+    device = torch_device(params)
+    masker, masks = build_masker(params, device), []
+    for name in chosen.values():
+        image = load_sized(split.image(split.names.index(name)), params.image_size).to(device)
+        similarity = masker.similarity(image[None])
+        masks.append(pseudo_mask(similarity, None, params.image_size, "none")[0].cpu().numpy())
+    names = {"rules": np.array(list(chosen)), "names": np.array(list(chosen.values()))}
+    saved = {"split": np.array(split.name), **names, "no_labels": np.stack(masks)}
+    return _save(params.run_dir / "mask_examples.npz", saved)
+
+
+def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> Path:
+    data = io.BytesIO()
+    np.savez_compressed(data, **arrays)
+    files.write_bytes(path, data.getvalue())
+    return path
+
+
+def main() -> int:
+    """Compare ways of making pseudo-masks on a split."""
+    parser = argparse.ArgumentParser(prog="python -m carblib.stages.mask_quality", description=main.__doc__)
+    add_arguments(parser)
+    parser.add_argument("--split", help="split of the dataset; default: the val split")
+    parser.add_argument("--images", type=int, default=12, help="images to measure on, evenly spaced")
+    arguments = parser.parse_args()
+    params = from_arguments(arguments)
+    for row in compare_maskers(params, open_split(params, arguments.split or params.val_split), arguments.images):
+        shown = ["   –" if row[key] is None else f"{100 * row[key]:4.1f}" for key in ("miou", "small_miou")]
+        print(f"{row['masker']:28} mIoU {shown[0]}  small {shown[1]}  {row['seconds']:.2f} s per image")
+    print(maskers_path(params))
+    return 0
+
+
+if __name__ == "__main__":
+    cli(main)

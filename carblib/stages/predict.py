@@ -1,0 +1,149 @@
+"""Predictions on disk: index masks, colour pictures and overlays of any images, and Cityscapes submissions.
+
+`python -m carblib.stages.predict params/x.yaml --checkpoint runs/x/train/paper/final.pt --split val` predicts a split;
+`--images DIR` a folder of pictures without any masks; `--submission` also writes what Cityscapes' server takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+from tqdm import tqdm
+
+from carblib.base import files
+from carblib.base.errors import CarbError, cli
+from carblib.base.progress import bar_options
+from carblib.classes import CITYSCAPES, IGNORE, ClassSet
+from carblib.data import label_maps
+from carblib.data.mask_folders import claim, missing, read_mask, write_mask
+from carblib.data.readers import Split, open_pictures, open_split
+from carblib.infer import predict_mask, torch_device
+from carblib.params import Params, add_arguments, from_arguments
+from carblib.training.state import load_trained
+
+OPACITY = 0.5
+# Everything a prediction depends on besides image and network.
+INFER_KEYS = ("image_size", "infer_window", "infer_stride", "infer_scales", "infer_flip", "precision")
+
+
+def prediction_folder(params: Params, variant: str, split: str) -> Path:
+    """Return runs/<run>/predictions/<variant>/<split>."""
+    return params.run_dir / "predictions" / variant / split
+
+
+def predict_checkpoint(
+    checkpoint: Path, split: Split, params: Params, folder: Path | None = None, pictures: bool = True
+) -> Path:
+    """Predict every image of a split with a trained network (`final.pt` or `checkpoint.pt`) and return the folder.
+
+    `folder` defaults to `prediction_folder` of the training's name. As `predict_split` else. Raises CarbError for a
+    network of other classes than the parameters'.
+    """
+    checkpoint = Path(checkpoint)
+    network, trained = load_trained(checkpoint)
+    if trained.class_set.names != split.class_set.names:
+        raise CarbError(
+            f"{checkpoint}: its network knows the classes of {trained.class_set.name}, not of {split.class_set.name}; "
+            "set `classes` to those it was trained with"
+        )
+    folder = folder or prediction_folder(params, checkpoint.parent.name, split.name)
+    settings = {"weights": files.sha256(checkpoint)}
+    return predict_split(network.to(torch_device(params)), split, params, folder, settings, pictures)
+
+
+def predict_split(
+    network: nn.Module, split: Split, params: Params, folder: Path, settings: dict[str, Any], pictures: bool = True
+) -> Path:
+    """Predict the images of a split that `folder` lacks, at their own size, and return the folder.
+
+    Writes `<name>.png` (train ids with palette) and, with `pictures`, `colour/<name>.png` and `overlay/<name>.png`.
+    `settings` (plain Python types) tell this network from others: a folder begun with other settings, or for the
+    images of another `root`, is refused.
+    """
+    settings = settings | {key: getattr(params, key) for key in INFER_KEYS}
+    # The root as it was given, not resolved: a project that moved goes on with its predictions.
+    claim(folder, settings | {"dataset": params.dataset, "root": params.root, "split": split.name})
+    for i in tqdm(missing(folder, split.names), desc=f"predict {split.name}", unit="image", **bar_options()):
+        image, name = split.image(i), split.names[i]
+        mask = predict_mask(network, image, params)
+        if pictures:
+            files.write_image(folder / "colour" / f"{name}.png", colour_mask(mask, split.class_set))
+            files.write_image(folder / "overlay" / f"{name}.png", overlay(image, mask, split.class_set))
+        write_mask(folder, name, mask, split.class_set)  # last: an image with a mask counts as done
+    return folder
+
+
+def colour_mask(mask: np.ndarray, class_set: ClassSet) -> np.ndarray:
+    """Paint a mask (H, W) of train ids in the classes' colours -> (H, W, 3) uint8; 255 is black."""
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(class_set)] = class_set.palette
+    return table[mask]
+
+
+def overlay(image: np.ndarray, mask: np.ndarray, class_set: ClassSet, opacity: float = OPACITY) -> np.ndarray:
+    """Lay a mask (H, W) over its image (H, W, 3) uint8 with `opacity` 0–1; ignored pixels (255) show the image."""
+    mixed = np.rint((1 - opacity) * image + opacity * colour_mask(mask, class_set)).astype(np.uint8)
+    return np.where((mask == IGNORE)[..., None], image, mixed)
+
+
+def write_submission(folder: Path, split: Split, destination: Path) -> Path:
+    """Write a folder of predicted train ids as Cityscapes' server and evaluator take them, and return `destination`.
+
+    One grey PNG of labelIds per image, `<city>_<sequence>_<frame>_pred_labelIds.png`. Ignored pixels (255, which the
+    evaluator cannot take) become 0, unlabeled. Raises CarbError for other classes than Cityscapes' 19.
+    """
+    if split.class_set.names != CITYSCAPES.names:
+        raise CarbError(f"--submission: needs the classes of cityscapes, not of {split.class_set.name}; leave it out")
+    label_ids = np.zeros(256, np.uint8)
+    for label_id, train_id in label_maps.cityscapes_label_ids().items():
+        if train_id != IGNORE:
+            label_ids[train_id] = label_id
+    for name in tqdm(split.names, desc="submission", unit="image", **bar_options()):
+        mask = read_mask(folder, name, len(split.class_set))
+        files.write_image(destination / f"{name}_pred_labelIds.png", label_ids[mask])
+    return destination
+
+
+def _open_pictures(images: Path, params: Params, out: Path | None) -> tuple[Params, Split]:
+    """Open a folder of pictures in place of the dataset's; raises CarbError where results would land among them."""
+    where = images.resolve()  # so that "." and ".." have a name
+    split = open_pictures(where, params.class_set)
+    results = params.run_dir / "predictions" if out is None else out
+    if results.resolve().is_relative_to(where):
+        raise CarbError(
+            f"{images}: the predictions would land among its pictures, in {results}; "
+            "give the pictures a folder of their own, or choose --out elsewhere"
+        )
+    return params.updated(dataset="folder", root=str(where)), split
+
+
+def main() -> int:
+    """Predict the images of a split, or of any folder, with a trained network."""
+    parser = argparse.ArgumentParser(prog="python -m carblib.stages.predict", description=main.__doc__)
+    add_arguments(parser)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="final.pt or checkpoint.pt of a training")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--split", help="split of the dataset; default: the test split")
+    what.add_argument("--images", type=Path, help="a folder of pictures, with its subfolders, in place of a split")
+    parser.add_argument("--out", type=Path, help="default: runs/<run>/predictions/<training>/<split>")
+    parser.add_argument("--index-only", action="store_true", help="no colour pictures and overlays")
+    parser.add_argument("--submission", action="store_true", help="also write labelIds for Cityscapes' server")
+    arguments = parser.parse_args()
+    params = from_arguments(arguments)
+    if arguments.images:
+        params, split = _open_pictures(arguments.images, params, arguments.out)
+    else:
+        split = open_split(params, arguments.split or params.test_split)
+    folder = predict_checkpoint(arguments.checkpoint, split, params, arguments.out, not arguments.index_only)
+    print(folder)
+    if arguments.submission:
+        print(write_submission(folder, split, folder.with_name(f"{folder.name}_labelIds")))
+    return 0
+
+
+if __name__ == "__main__":
+    cli(main)

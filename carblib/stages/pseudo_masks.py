@@ -1,0 +1,167 @@
+"""Pseudo-masks of a whole split on disk: what the single path trains from, and what is measured and shown.
+
+An image is resized to the base size (`image_size`), CLIP makes its mask at that size, and the mask is saved at that
+size as an index PNG: training resizes images to it as well. `python -m carblib.stages.pseudo_masks params/x.yaml --split train
+[--crf] [--local] [--processes N]` exports a split; a run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from carblib.base import files
+from carblib.base.errors import CarbError, cli
+from carblib.base.progress import bar_options
+from carblib.data.labels import ensure_labels, training_labels
+from carblib.data.mask_folders import are_given, claim, deal, in_processes, missing, pseudo_mask_folder, write_mask
+from carblib.data.readers import Split, open_split
+from carblib.infer import torch_device
+from carblib.masker import Masker, build_masker
+from carblib.params import Params, add_arguments, from_arguments
+from carblib.stages.crf import refine_folder
+from carblib.transforms import load_sized, note_stretching
+from carblib.views import LocalView, local_pseudo_mask
+
+BATCH = 4  # images, and tiles of local views, that CLIP sees at once
+# Everything a pseudo-mask depends on besides image, labels and CLIP's weights.
+MASK_KEYS = (
+    "image_size masker gate clip_pixels official_clip synonyms mask_window mask_stride mask_scales mask_flip".split()
+)
+
+
+def export_masks(params: Params, split_name: str, processes: int = 1, local: bool = False) -> Path:
+    """Write the pseudo-masks of a split that are not there yet and return their folder (`pseudo_mask_folder`).
+
+    One index PNG `<name>.png` (H, W) = `params.image_size` per image, `settings.json` beside them. `local`: masks
+    put together from local views (`tiled_local_masks`), at the middle of the training's zoom range. With several
+    processes each loads CLIP by itself; the masks are the same. With `params.crf` the masks are refined afterwards and
+    the folder of the refined ones is returned. Masks that `params.pseudo_masks` names are not made, only refined if
+    asked for. Raises CarbError where the folder holds masks of other settings.
+    """
+    plain, split = params.updated(crf=False), open_split(params, split_name)
+    if are_given(params, split_name) and not local:
+        folder = pseudo_mask_folder(plain, split_name)
+        return _refined(folder, params, split, processes) if params.crf else folder
+    labels = training_labels(params, split)  # made once, before processes start
+    folder = pseudo_mask_folder(plain, split_name, local)
+    claim(folder, mask_settings(plain, split, build_masker(params), local))
+    todo = missing(folder, split.names)
+    if todo:
+        note_stretching(split.image(todo[0]), params.image_size)
+        in_processes(_export_share, deal(todo, processes), plain, split_name, labels, folder, local)
+    return _refined(folder, params, split, processes) if params.crf and not local else folder
+
+
+def _refined(folder: Path, params: Params, split: Split, processes: int) -> Path:
+    return refine_folder(folder, pseudo_mask_folder(params, split.name), split, params, processes)
+
+
+def mask_settings(params: Params, split: Split, masker: Masker, local: bool) -> dict[str, Any]:
+    """Return what the pseudo-masks of a split depend on, in plain Python types."""
+    settings = {key: getattr(params, key) for key in MASK_KEYS}
+    settings |= {"dataset": params.dataset, "root": params.root}
+    settings |= {"clip": params.clip, "clip_weights": masker.clip.fingerprint, "split": split.name}
+    names, words = split.class_set.names, split.class_set.words
+    settings |= {"classes": {name: list(own) for name, own in zip(names, words, strict=True)}}
+    if params.gate != "none":
+        settings["labels"] = files.sha256(ensure_labels(params, split))
+    if local:
+        settings |= {"patch": params.patch, "patch_scale": middle_scale(params)}
+    return settings
+
+
+def middle_scale(params: Params) -> float:
+    """Return the mean of the local views' zoom, rate · 1/2 + offset (METHOD.md, 4)."""
+    return params.patch_rate / 2 + params.patch_offset
+
+
+def _export_share(
+    share: Sequence[int],
+    show: bool,
+    params: Params,
+    split_name: str,
+    labels: np.ndarray,
+    folder: Path,
+    local: bool,
+) -> None:
+    """Export the masks of the images `share`; runs in a process of its own, so it builds everything itself."""
+    device = torch_device(params)
+    masker, split = build_masker(params, device), open_split(params, split_name)
+    name = f"{split_name} {folder.parent.name}"
+    with tqdm(total=len(share), desc=name, unit="image", disable=not show, **bar_options()) as bar:
+        for start in range(0, len(share), BATCH):
+            chosen = list(share[start : start + BATCH])
+            images = torch.stack([load_sized(split.image(i), params.image_size) for i in chosen]).to(device)
+            for i, mask in zip(chosen, _masks(masker, images, labels[chosen], params, local), strict=True):
+                write_mask(folder, split.names[i], mask.cpu().numpy(), split.class_set)
+            bar.update(len(chosen))
+
+
+@torch.inference_mode()
+def _masks(masker: Masker, images: Tensor, labels: np.ndarray, params: Params, local: bool) -> Tensor:
+    """Pseudo-masks (B, H, W) of equally large images (B, 3, H, W) uint8 with labels (B, C) bool."""
+    known = torch.from_numpy(labels).to(images.device)
+    if not local:
+        return masker(images, known, params.image_size)
+    scale = middle_scale(params)
+    pairs = zip(images, known, strict=True)
+    return torch.stack([tiled_local_masks(masker, image, row, params.patch, scale) for image, row in pairs])
+
+
+@torch.no_grad()
+def tiled_local_masks(
+    masker: Masker, image: Tensor, labels: Tensor | None, patch: Sequence[int], scale: float
+) -> Tensor:
+    """Put together a pseudo-mask (H, W) uint8 of an image (3, H, W) uint8 from the masks of its local views.
+
+    The image is tiled with boxes of `patch` (h, w); CLIP sees each one enlarged by `scale`, as local views in training
+    (METHOD.md, 4). Where the last tile of a row or column reaches back over its neighbour, the last one counts.
+    `labels` (C,) bool are those of the whole image. Raises CarbError for a patch larger than the image.
+    """
+    height, width = image.shape[-2:]
+    if patch[0] > height or patch[1] > width:
+        raise CarbError(f"patch: {list(patch)} does not fit into the image {[height, width]}; make it smaller")
+    tops = [min(top, height - patch[0]) for top in range(0, height, patch[0])]
+    lefts = [min(left, width - patch[1]) for left in range(0, width, patch[1])]
+    boxes = torch.tensor([(top, left, top + patch[0], left + patch[1]) for top in tops for left in lefts])
+    mask = torch.empty(height, width, dtype=torch.uint8, device=image.device)
+    for some in boxes.split(BATCH):
+        known = None if labels is None else labels.expand(len(some), -1)
+        tiles = local_pseudo_mask(masker, image.expand(len(some), -1, -1, -1), known, LocalView(some, scale))
+        for (top, left, bottom, right), tile in zip(some.tolist(), tiles, strict=True):
+            mask[top:bottom, left:right] = tile
+    return mask
+
+
+def main() -> int:
+    """Export the pseudo-masks of a split, optionally refined by a dense CRF."""
+    parser = argparse.ArgumentParser(prog="python -m carblib.stages.pseudo_masks", description=main.__doc__)
+    add_arguments(parser)
+    parser.add_argument("--split", help="split of the dataset; default: the train split")
+    parser.add_argument("--crf", action="store_true", help="refine the masks with a dense CRF (as crf: true)")
+    parser.add_argument("--local", action="store_true", help="masks put together from local views")
+    parser.add_argument("--processes", type=int, default=1, help="processes to share the work")
+    arguments = parser.parse_args()
+    params = from_arguments(arguments)
+    if arguments.crf and arguments.local:
+        raise CarbError("--crf, --local: masks from local views are for looking at, not refined; give one of the two")
+    own = params
+    if arguments.crf:
+        params = params.updated(crf=True, path="single")
+    print(export_masks(params, arguments.split or params.train_split, arguments.processes, arguments.local))
+    needed = ["-p path single"] * (own.path != "single") + ["-p crf true"] * (params.crf != own.crf)
+    if needed and not arguments.local:
+        print(f"a training reads them with {' '.join(needed)} -p run {params.run}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli(main)

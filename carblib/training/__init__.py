@@ -1,0 +1,1 @@
+"""What makes the iteration of `carblib.step` a training: loop, state, log, monitoring, official checkpoints."""

@@ -1,0 +1,87 @@
+"""The log of a training: ``log.csv`` always, and the same values as TensorBoard events where `tensorboard` asks for it.
+
+A run can so be watched from elsewhere: ``tensorboard --logdir runs/demo/train``, or any reader of CSV.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+from carblib.base import files
+from carblib.base.errors import CarbError
+from carblib.loss import LossParts
+
+LOG_COLUMNS = [
+    *("iteration", "loss", "consistent", "noisy", "local_consistent", "local_noisy", "weight", "consistent_share"),
+    *("lr", "seconds", "val_miou", "val_small_miou"),
+]
+
+
+def check_tensorboard(wanted: bool) -> None:
+    """Raise CarbError where TensorBoard events are asked for and its package is not installed."""
+    if wanted and find_spec("tensorboard") is None:
+        raise CarbError("tensorboard: true needs a package; pip install tensorboard, or set tensorboard: false")
+
+
+class TrainingLog:
+    """Appends rows to a folder's log.csv; rows after the resumed iteration (written, lost with a kill) are dropped.
+
+    `tensorboard` writes events into the same folder as well; those after the resumed iteration are superseded.
+    """
+
+    def __init__(self, folder: Path, iteration: int, tensorboard: bool = False):
+        self.path, self.started = folder / "log.csv", time.time()
+        rows = []
+        if self.path.exists() and iteration:
+            with self.path.open() as file:
+                rows = [row for row in csv.DictReader(file) if int(row["iteration"]) <= iteration]
+        self.seconds_before = float(rows[-1]["seconds"]) if rows else 0.0
+        files.write_csv(self.path, rows, LOG_COLUMNS)
+        self.events = None
+        if tensorboard:
+            check_tensorboard(tensorboard)
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.events = SummaryWriter(str(folder), purge_step=iteration + 1)
+
+    def write(self, iteration: int, parts: LossParts, lr: float, scores: dict[str, float]) -> dict[str, str]:
+        """Append one row; scores: val_miou and val_small_miou, or nothing. Returns what the progress bar shows."""
+        values = {
+            "loss": float(parts.total.detach()),
+            "consistent": float(parts.consistent),
+            "noisy": float(parts.noisy),
+            "local_consistent": float(parts.local_consistent),
+            "local_noisy": float(parts.local_noisy),
+            "weight": float(parts.weight),
+            "consistent_share": float(parts.consistent_share),
+            "lr": lr,
+            "seconds": round(self.seconds_before + time.time() - self.started, 2),
+        } | scores
+        with self.path.open("a", newline="") as file:
+            row = {key: f"{value:.6g}" for key, value in values.items()}
+            csv.DictWriter(file, LOG_COLUMNS).writerow({"iteration": iteration} | row)
+        if self.events:
+            for key, value in values.items():
+                if key != "seconds" and math.isfinite(value):
+                    self.events.add_scalar(key, value, iteration)
+            self.events.flush()
+        shown = {"loss": f"{values['loss']:.3f}", "agree": f"{values['consistent_share']:.0%}"}
+        return shown | {"val": f"{scores['val_miou']:.1%}"} if scores else shown
+
+    def close(self) -> None:
+        """Close the file of events."""
+        if self.events:
+            self.events.close()
+
+
+def append_rows(path: Path, rows: list[dict]) -> None:
+    """Add rows to a CSV; rows of the same or a later iteration (written by a run that was then killed) are replaced."""
+    kept = []
+    if path.exists():
+        with path.open() as file:
+            kept = [row for row in csv.DictReader(file) if int(row["iteration"]) < rows[0]["iteration"]]
+    files.write_csv(path, [*kept, *rows])

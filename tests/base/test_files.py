@@ -1,0 +1,294 @@
+"""Files are written whole or not at all, and every bad file is a one-line error that names it."""
+
+import errno
+import os
+import pickle
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from carblib.base import files
+from carblib.base.errors import CarbError, cli, nearest
+
+PALETTE = [(128, 128, 128), (128, 0, 0), (192, 192, 128)]
+
+
+def fails(call, path, *words):
+    with pytest.raises(CarbError) as error:
+        call()
+    message = str(error.value)
+    assert str(path) in message and "\n" not in message
+    for word in words:
+        assert word in message
+    return message
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.json"
+    files.write_json(path, {"a": 1})
+    with pytest.raises(RuntimeError), files.atomic(path) as file:
+        file.write(b"half")
+        raise RuntimeError("interrupted")
+    assert files.read_json(path) == {"a": 1}
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_an_interrupted_writer_never_shows_a_partial_file(tmp_path):
+    path = tmp_path / "sub" / "a.bin"
+    with files.atomic(path) as file:
+        file.write(b"x" * 1000)
+        file.flush()
+        assert not path.exists()
+    assert path.read_bytes() == b"x" * 1000
+
+
+def test_an_unwritable_place_is_a_clear_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    fails(lambda: files.write_text(tmp_path / "file" / "a.txt", "x"), tmp_path / "file", "cannot be written")
+
+
+def test_json_and_csv_round_trip(tmp_path):
+    files.write_json(tmp_path / "a.json", {"käse": [1, None, 0.5]})
+    assert files.read_json(tmp_path / "a.json") == {"käse": [1, None, 0.5]}
+    with pytest.raises(ValueError):
+        files.write_json(tmp_path / "b.json", float("nan"))
+    assert not (tmp_path / "b.json").exists()
+    files.write_csv(tmp_path / "a.csv", [{"a": 1, "b": None}, {"a": 2, "c": "x,y"}])
+    assert (tmp_path / "a.csv").read_text() == 'a,b,c\n1,,\n2,,"x,y"\n'
+    (tmp_path / "a.json").write_text("{")
+    fails(lambda: files.read_json(tmp_path / "a.json"), tmp_path / "a.json", "JSON")
+
+
+@settings(max_examples=25, deadline=None)
+@given(mask=hnp.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9))))
+def test_an_index_png_keeps_every_value(mask, tmp_path_factory):
+    path = tmp_path_factory.mktemp("masks") / "a.png"
+    files.write_index_png(path, mask, PALETTE)
+    np.testing.assert_array_equal(files.read_mask_png(path), mask)
+
+
+def test_an_index_png_shows_the_palette(tmp_path):
+    files.write_index_png(tmp_path / "a.png", np.array([[0, 1], [2, 255]], np.uint8), PALETTE)
+    assert files.read_image(tmp_path / "a.png").tolist() == [[[128] * 3, [128, 0, 0]], [[192, 192, 128], [0, 0, 0]]]
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_masks_of_few_bits_keep_their_ids(tmp_path, depth):
+    # A grey PNG of fewer than 8 bits, written by hand: Pillow reads such values stretched to 0–255.
+    import struct
+    import zlib
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    values = list(range(2**depth))[:8]
+    row = sum(v << (depth * (len(values) - 1 - i)) for i, v in enumerate(values)) << (-depth * len(values) % 8)
+    data = bytes([0]) + row.to_bytes((depth * len(values) + 7) // 8, "big")
+    header = struct.pack(">IIBBBBB", len(values), 1, depth, 0, 0, 0, 0)
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(png)
+    assert files.read_mask_png(tmp_path / "a.png").tolist() == [values]
+
+
+def test_masks_of_16_bits_and_of_colours_are_raw(tmp_path):
+    ids = np.array([[0, 26001, 65535]], np.uint16)
+    Image.fromarray(ids).save(tmp_path / "ids.png")
+    np.testing.assert_array_equal(files.read_mask_png(tmp_path / "ids.png"), ids)
+    colours = np.array([[[1, 2, 3, 255]]], np.uint8)
+    Image.fromarray(colours, "RGBA").save(tmp_path / "c.png")
+    np.testing.assert_array_equal(files.read_mask_png(tmp_path / "c.png"), colours)
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+def test_damaged_images_are_clear_errors(tmp_path, ending):
+    path = tmp_path / f"a.{ending}"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8)).save(path)
+    assert files.read_image(path).shape == (40, 50, 3)
+    whole = path.read_bytes()
+    for end in (len(whole) // 2, 30, 0):
+        path.write_bytes(whole[:end])
+        fails(lambda: files.read_image(path), path, "truncated")
+        fails(lambda: files.read_mask_png(path), path)
+    path.write_text("not an image")
+    fails(lambda: files.read_image(path), path, "not an image")
+    fails(lambda: files.read_image(tmp_path / "none.png"), tmp_path / "none.png", "no such file")
+    fails(lambda: files.read_image(tmp_path), tmp_path, "folder")
+
+
+def test_a_jpeg_is_no_mask_and_16_bits_are_no_image(tmp_path):
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.jpg")
+    fails(lambda: files.read_mask_png(tmp_path / "a.jpg"), tmp_path / "a.jpg", "PNG")
+    Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "a.png")
+    fails(lambda: files.read_image(tmp_path / "a.png"), tmp_path / "a.png", "8-bit")
+
+
+def test_photographs_stand_upright(tmp_path):
+    picture = Image.fromarray(np.zeros((20, 40, 3), np.uint8))
+    exif = picture.getexif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    picture.save(tmp_path / "a.jpg", exif=exif)
+    assert files.read_image(tmp_path / "a.jpg").shape == (40, 20, 3)
+
+
+class Malicious:
+    def __reduce__(self):
+        return os.system, ("touch pwned",)
+
+
+def test_torch_files_are_tensors_only(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "a.pt"
+    files.save_torch(path, {"w": torch.arange(3), "step": 4})
+    assert files.load_torch(path)["w"].tolist() == [0, 1, 2]
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    fails(lambda: files.load_torch(path), path, "truncated")
+    torch.save({"w": Malicious()}, path)
+    fails(lambda: files.load_torch(path), path, "refused")
+    path.write_bytes(pickle.dumps(Malicious()))
+    fails(lambda: files.load_torch(path), path)
+    path.write_text("hello")
+    fails(lambda: files.load_torch(path), path)
+    fails(lambda: files.load_torch(tmp_path / "b.pt"), tmp_path / "b.pt", "no such file")
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_torch_s_long_explanations_are_cut(tmp_path):
+    path = tmp_path / "a.pt"
+    torch.save({"w": Malicious()}, path)
+    said = fails(lambda: files.load_torch(path), path, "Python objects (", "system)", "plain state dict")
+    assert len(said) - len(str(path)) < 130 and "weights_only" not in said
+    path.write_bytes(b"")
+    fails(lambda: files.load_torch(path), path, "empty, 0 bytes", "copy it again")
+    path.write_text("hello")
+    assert "(" not in fails(lambda: files.load_torch(path), path, "no torch file").removeprefix(str(path))
+
+
+class FullDisk:
+    """A file on a disk that takes a few bytes and then no more."""
+
+    def __init__(self, file, room):
+        self.file, self.room = file, room
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def write(self, data):
+        self.room -= len(data)
+        if self.room < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self.file.write(data)
+
+
+@pytest.mark.parametrize("room", [0, 100, 3000])
+def test_a_full_disk_is_one_line_also_for_torch(tmp_path, monkeypatch, room):
+    path, weights = tmp_path / "a.pt", {"w": torch.arange(3)}
+    files.save_torch(path, weights)
+    monkeypatch.setattr(files, "open", lambda *a: FullDisk(open(*a), room), raising=False)
+    fails(lambda: files.save_torch(path, {"w": torch.zeros(1000)}), path, "cannot be written", "free space")
+    assert files.load_torch(path)["w"].tolist() == [0, 1, 2] and os.listdir(tmp_path) == ["a.pt"]
+
+
+def test_a_disk_that_is_really_full(tmp_path):
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)], capture_output=True)
+    if made.returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        fails(lambda: files.save_torch(tmp_path / "a.pt", torch.zeros(100_000)), tmp_path / "a.pt", "No space left")
+        assert not os.listdir(tmp_path)
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+@pytest.fixture
+def closed(tmp_path):
+    """A file nobody may read and one in a folder nobody may enter; root, whom nothing stops, becomes nobody."""
+    (tmp_path / "folder").mkdir()
+    found = [tmp_path / "a.pt", tmp_path / "folder" / "a.pt"]
+    for path in found:
+        torch.save({}, path)
+    root = os.geteuid() == 0
+    opened = [folder for folder in tmp_path.parents if root and folder.stat().st_mode & 0o005 != 0o005]
+    modes = {folder: folder.stat().st_mode for folder in opened}
+    for folder in (*opened, tmp_path):
+        os.chmod(folder, 0o755)
+    os.chmod(found[0], 0)
+    os.chmod(tmp_path / "folder", 0)
+    if root:
+        os.seteuid(65534)
+    yield found
+    if root:
+        os.seteuid(0)
+    os.chmod(tmp_path / "folder", 0o755)
+    for folder, mode in modes.items():
+        os.chmod(folder, mode)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="permissions are others here")
+def test_what_may_not_be_read_is_not_called_damaged(closed):
+    for path in closed:
+        for read in (files.load_torch, files.read_image, files.read_mask_png, files.read_json, files.read_yaml):
+            said = fails(lambda read=read, path=path: read(path), path, "permission denied", "change its permissions")
+            assert "truncated" not in said and "delete" not in said
+
+
+def test_a_link_to_itself_is_said(tmp_path):
+    (tmp_path / "a.png").symlink_to(tmp_path / "a.png")
+    fails(lambda: files.read_image(tmp_path / "a.png"), tmp_path / "a.png", "link that leads nowhere")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"run: 2024-13-45", "month must be in 1..12"),
+        (b"seed: !!int abc", "invalid literal"),
+        (b"flip: !!bool maybe", "maybe"),
+        (b"run: " + 3000 * b"[" + 3000 * b"]", "too deep"),
+        (b"run: \xff\xfe", "not UTF-8 text (byte 5)"),
+        (b"? [a]\n: 1", "line 1, column 3"),
+        (b"lr: 1\nlr: 2", "'lr' is given twice at line 1"),
+    ],
+)
+def test_impossible_yaml_names_its_file(tmp_path, content, words):
+    path = tmp_path / "a.yaml"
+    path.write_bytes(content)
+    fails(lambda: files.read_yaml(path), path, words)
+
+
+def test_sha256(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert files.sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_errors_are_one_line_in_ipython_and_on_the_command_line(capsys):
+    error = CarbError("a.png: broken\n  by its maker; copy it again")
+    assert error._render_traceback_() == ["error: a.png: broken by its maker; copy it again"]
+
+    def broken():
+        raise error
+
+    def stopped():
+        raise KeyboardInterrupt
+
+    for main, code in ((broken, 2), (stopped, 130), (lambda: None, 0), (lambda: 3, 3)):
+        with pytest.raises(SystemExit) as ended:
+            cli(main)
+        assert ended.value.code == code
+    assert "error: a.png: broken by its maker" in capsys.readouterr().err
+
+
+def test_nearest():
+    assert nearest("Lrr", ["lr", "crop"]) == "did you mean 'lr'?"
+    assert nearest("zzz", ["lr", "crop"]) == ""

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import os
+import time
+
+import numpy as np
+import pytest
+import trees
+from PIL import Image
+
+from carblib.base.errors import CarbError
+from carblib.classes import CAMVID
+from carblib.data.mask_folders import claim, deal, in_processes, missing, pseudo_mask_folder, read_mask, write_mask
+from carblib.params import Params
+
+MASK = np.array([[0, 10, 255], [3, 3, 9]], np.uint8)
+
+
+def test_masks_come_back_as_they_were_with_their_palette(tmp_path):
+    write_mask(tmp_path, "a.b_1", MASK, CAMVID)
+    assert np.array_equal(read_mask(tmp_path, "a.b_1", 11), MASK)
+    with Image.open(tmp_path / "a.b_1.png") as picture:
+        assert picture.mode == "P" and tuple(picture.convert("RGB").getpixel((1, 0))) == CAMVID.palette[10]
+    assert missing(tmp_path, ["a.b_1", "a", "b"]) == [1, 2]
+
+
+def test_masks_that_are_none_are_refused(tmp_path):
+    trees.save(tmp_path / "high.png", MASK)
+    trees.save(tmp_path / "rgb.png", np.zeros((2, 2, 3), np.uint8))
+    trees.save(tmp_path / "deep.png", np.zeros((2, 2), np.uint16))
+    (tmp_path / "cut.png").write_bytes((tmp_path / "high.png").read_bytes()[:40])
+    with pytest.raises(CarbError, match="high.png: value 10 is no class"):
+        read_mask(tmp_path, "high", 10)
+    for name, said in (("rgb", "index PNG"), ("deep", "index PNG"), ("cut", "truncated"), ("none", "no such mask")):
+        with pytest.raises(CarbError, match=f"{name}.png: .*{said}"):
+            read_mask(tmp_path, name, 11)
+
+
+def test_a_folder_holds_masks_of_one_making(tmp_path):
+    folder = tmp_path / "masks"
+    claim(folder, {"window": (4, 8), "clip": "x"})
+    write_mask(folder, "a", MASK, CAMVID)
+    claim(folder, {"clip": "x", "window": (4, 8)})
+    with pytest.raises(CarbError, match="other values of clip, scale; delete it"):
+        claim(folder, {"window": (4, 8), "clip": "y", "scale": 1})
+    (folder / "settings.json").unlink()
+    with pytest.raises(CarbError, match="no settings.json"):
+        claim(folder, {"clip": "x"})
+
+
+def test_pseudo_masks_lie_where_figures_and_training_look(tmp_path, monkeypatch):
+    monkeypatch.setenv("CARB_HOME", str(tmp_path))
+    run = Params(run="r")
+    assert pseudo_mask_folder(run, "train") == tmp_path / "runs/r/pseudo_masks/train"
+    assert pseudo_mask_folder(run, "val", local=True) == tmp_path / "runs/r/pseudo_masks_local/val"
+    assert pseudo_mask_folder(run.updated(crf=True), "train") == tmp_path / "runs/r/pseudo_masks_crf/train"
+    own = run.updated(pseudo_masks="mine")
+    assert pseudo_mask_folder(own.updated(crf=True), "train") == tmp_path / "runs/r/pseudo_masks_crf/train"
+    assert pseudo_mask_folder(own, "train") == tmp_path / "mine"
+    assert pseudo_mask_folder(own, "val") == tmp_path / "runs/r/pseudo_masks/val"
+
+
+@pytest.mark.parametrize(("count", "processes"), [(0, 3), (1, 4), (7, 3), (6, 1)])
+def test_work_is_dealt_out_evenly_and_whole(count, processes):
+    shares = deal(range(count), processes)
+    assert sorted(item for share in shares for item in share) == list(range(count))
+    assert 1 <= len(shares) <= processes and max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def write_pid(share, show, folder, others):
+    (folder / share[0]).write_text(f"{os.getpid()} {show}")
+    for _ in range(600):  # a share that returned at once could leave its process to the next one
+        if all((folder / name).is_file() for name in others):
+            break
+        time.sleep(0.1)
+    if not show:
+        raise CarbError(f"{share[0]}.png: is bad")
+
+
+def test_shares_run_in_processes_of_their_own_and_raise_here(tmp_path):
+    with pytest.raises(CarbError, match="b.png: is bad"):
+        in_processes(write_pid, [["a"], ["b"]], tmp_path, "ab")
+    (first, shows), (second, silent) = ((tmp_path / name).read_text().split() for name in "ab")
+    assert len({first, second, str(os.getpid())}) == 3 and (shows, silent) == ("True", "False")
+    in_processes(write_pid, [["c"]], tmp_path, "c")
+    assert (tmp_path / "c").read_text() == f"{os.getpid()} True"

@@ -1,0 +1,285 @@
+"""Figures: drawn from saved results, true to the numbers, readable, whole, and saying where they come from."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from fake_run import NAMES, check_readable, evaluation, make_run
+from PIL import Image
+
+import carblib
+from carblib.base.errors import CarbError
+from carblib.base.files import read_json, write_json, write_text
+from carblib.classes import CAMVID
+from carblib.figures import all as figures_run
+from carblib.figures import captions, style
+from carblib.figures import draw as figures
+from carblib.figures.all import FIGURES
+from carblib.params import Params
+from carblib.results import words
+from carblib.results.saved import Missing, RunResults, load_results
+from carblib.variants import variant_label
+
+RNG = np.random.default_rng(1)
+CONTRAST = {"name": "objects", "image_share": [0.1], "classes_per_image": [3, 1], "object_areas": [0.2, 0.3]}
+# Images behind a figure: the watched ones of val (3 of 5 here), the training images, or all of test.
+WATCHED = {
+    "training_curves": 3,
+    "compare_trainings": 3,
+    "reliability_curves": 3,
+    "region_weights": 5,
+    "iou_per_class": 5,
+    "object_size_curves": 5,
+    "ablations": 120,
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("figures"), val_images=3)
+
+
+@pytest.fixture(scope="module")
+def results(run: Path) -> RunResults:
+    return load_results(run)
+
+
+# --- all figures of a run ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "draw"), FIGURES, ids=[name for name, _ in FIGURES])
+def test_every_figure_is_whole_readable_and_says_what_it_is(
+    results: RunResults, name: str, draw: Callable[[RunResults], figures_run.Drawn]
+) -> None:
+    figure, record = draw(results)
+    assert figure.get_figwidth() in (words.COLUMN, words.PAGE)
+    check_readable(figure)
+    assert "rendered scenes" in record.caption and re.search("seeds? 0", record.caption) and record.alt
+    assert record.images > 0 and "images: 0" not in record.caption and "(1 images)" not in record.caption
+    assert "<variant>" not in record.caption and "  " not in record.caption
+    assert "small one trained on rendered scenes" in record.caption and "OpenAI" not in record.caption + record.alt
+    assert record.seed == ((0, 1, 2) if name == "ablations" else 0) and record.version and record.run == "tiny"
+    assert not re.search(r"\d\.\d{4,}", record.caption + record.alt), "numbers with too many digits"
+
+
+def test_main_draws_and_says_what_is_missing(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part, out = tmp_path / "runs" / "part", tmp_path / "out"
+    part.mkdir(parents=True)
+    for name in ("params.yaml", "analysis.json"):
+        shutil.copy(run / name, part / name)
+    write_json(tmp_path / "contrast.json", CONTRAST)
+    chosen = ["classes_per_image", "qualitative_grid", "training_curves", "ablations"]
+    argv = [str(part), "--out", str(out), "--contrast", str(tmp_path / "contrast.json"), "--only", *chosen]
+    assert figures.main(argv) == 0
+    said = capsys.readouterr().out
+    assert [line.split()[0] for line in said.splitlines()] == ["classes_per_image", "training_curves", *chosen[1::2]]
+    assert "03_train" in said and "05_ablations" in said and "04_small_object_evaluation" in said
+    assert {path.name for path in out.iterdir()} == {f"classes_per_image.{kind}" for kind in ("png", "pdf", "json")}
+    with pytest.raises(CarbError, match="did you mean 'confusion'"):
+        figures.main([str(part), "--only", "confusoin"])
+
+
+def test_make_all_writes_figures_and_tables(tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "FIGURES", [pair for pair in FIGURES if pair[0] == "classes_per_image"])
+    monkeypatch.setenv("CARB_HOME", str(tmp_path))
+    assert figures.make_all(run) == [tmp_path / "figures" / "tiny" / "classes_per_image.png"]
+    assert (tmp_path / "figures" / "tiny" / "table_comparison.tex").is_file()
+
+
+def test_damaged_results_fail_after_the_others_were_drawn(run: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(run, tmp_path / "tiny")
+    for path in broken.glob("train/ours/regions/*/*.npz"):
+        path.write_bytes(b"PK\x03\x04 no more")
+    results = load_results(broken)
+    outcomes = figures.draw_all(results, tmp_path / "out", only=["region_maps", "classes_per_image"])
+    assert [(o.name, o.damaged) for o in outcomes] == [("classes_per_image", False), ("region_maps", True)]
+    assert outcomes[0].path.is_file() and ".npz" in outcomes[1].reason
+    (broken / "evaluation" / "test" / "full.json").write_text("{")
+    with pytest.raises(CarbError, match=r"full\.json"):
+        figures.make_all(broken, out=tmp_path / "out")
+
+
+def test_results_of_other_classes_or_splits_are_not_mixed(run: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(run, tmp_path / "tiny")
+    (other / "evaluation" / "val" / "pseudo_masks_local.json").unlink()
+    (other / "evaluation" / "test" / "pseudo_masks_global.json").unlink()
+    on_val = evaluation("pseudo_masks_global", 0.4, RNG, "val")
+    write_json(other / "evaluation" / "val" / "pseudo_masks_global.json", on_val)
+    results = load_results(other)
+    assert "pseudo_masks_global" not in results.evaluations
+    assert {e["split"] for e in results.evaluations.values()} == {"test"}
+    assert results.validation == {"pseudo_masks_global": on_val}
+    assert dict(FIGURES)["pseudo_mask_iou"](results)[1].split == "val"
+    with pytest.raises(Missing, match="notebook 04"):
+        dict(FIGURES)["gain_over_pseudo_masks"](results)
+    with pytest.raises(CarbError, match="other classes"):
+        load_results(other, Params(run="tiny", dataset="cityscapes", classes="cityscapes"))
+
+
+def test_no_figure_needs_a_model() -> None:
+    folder = Path(carblib.__file__).parent
+    for path in [*folder.glob("figures/*.py"), *folder.glob("results/*.py"), *folder.glob("run/report*.py")]:
+        imported = {n.module for n in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(n, ast.ImportFrom)}
+        assert not imported & {
+            f"carblib.{m}"
+            for m in ("masker", "network", "step", "training.loop", "infer", "clip_models", "stages.predict")
+        }
+
+
+# --- saving ------------------------------------------------------------------------------------------------------
+
+
+def saved(tmp_path: Path, dataset: str) -> tuple[matplotlib.figure.Figure, list[Path]]:
+    figure = style.new_figure(words.COLUMN, 1.5)
+    figure.subplots().plot([0, 1], [1, 0])
+    params = Params(dataset=dataset, clip="ViT-B/16")
+    record = captions.figure_record(params, "A line.", "A falling line.", "test", 7, "train/paper at iteration 9")
+    return figure, captions.save_figure(figure, tmp_path / "figure", record)
+
+
+def test_save_figure_writes_png_pdf_and_record(tmp_path: Path) -> None:
+    figure, (png, pdf, record) = saved(tmp_path, "camvid")
+    default = matplotlib.rcParamsDefault
+    leaked = [key for key in style._SETTINGS if matplotlib.rcParams[key] not in (default[key], [default[key]])]
+    assert not leaked, "the style leaked into matplotlib's global settings"
+    with Image.open(png) as picture:
+        assert picture.size == (650, 300) and round(picture.info["dpi"][0]) == 200
+    data = pdf.read_bytes()
+    assert b"/FontFile2" in data and b"/Type3" not in data, "fonts must be embedded as TrueType"
+    assert b"CreationDate" not in data, "a date makes two equal figures different files"
+    wanted = {"run", "data", "split", "seed", "checkpoint", "images", "version", "caption", "alt"}
+    content = json.loads(record.read_text("utf-8"))
+    assert set(content) == wanted and content["images"] == 7 and content["data"] == "CamVid"
+    assert content["caption"].startswith("A line. Data: CamVid, split test (7 images); seed 0; checkpoint train/paper")
+    assert not figure.texts, "only rendered scenes get the footnote"
+    written = [path.read_bytes() for path in (png, pdf, record)]
+    _, again = saved(tmp_path, "camvid")
+    assert [path.read_bytes() for path in again] == written, "the same results must give the same files"
+
+
+def test_rendered_scenes_say_so_in_the_picture(tmp_path: Path) -> None:
+    figure, paths = saved(tmp_path, "scenes")
+    assert [text.get_text() for text in figure.texts] == ["rendered scenes, test"]
+    height = figure.get_figheight()
+    captions.save_figure(figure, tmp_path / "figure", captions.figure_record(Params(), "A.", "B.", "test"))
+    assert len(figure.texts) == 1 and figure.get_figheight() == height, "saving twice must not grow the figure"
+    check_readable(figure)
+    assert "exact mask" in words.truth_name(Params()) and words.truth_name(Params(dataset="camvid")) == "ground truth"
+
+
+def test_notebooks_show_a_figure_without_pyplot() -> None:
+    assert style.new_figure(2, 1)._repr_png_().startswith(b"\x89PNG")
+
+
+# --- pictures of a run -----------------------------------------------------------------------------------------------
+
+
+def test_grid_needs_saved_predictions(run: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "tiny"
+    shutil.copytree(run, bare, ignore=shutil.ignore_patterns("predictions", "pseudo_masks*"))
+    shutil.copytree(run / "evaluation", bare / "evaluation", dirs_exist_ok=True)
+    with pytest.raises(Missing, match="04_small_object_evaluation"):
+        dict(FIGURES)["qualitative_grid"](load_results(bare))
+
+
+def test_grid_shows_masks_of_the_chosen_images(results: RunResults) -> None:
+    figure, record = dict(FIGURES)["qualitative_grid"](results)
+    chosen = figures.pick_rows(results.evaluations["ours"]["per_image"])
+    assert all(name in record.caption for name in chosen.values()) and set(chosen.values()) <= set(NAMES)
+    variants = ["pseudo_masks_global", "glv", "carb", "paper", "ours"]  # plain is the first to go
+    titles = [" ".join(axes.get_title().split()) for axes in figure.axes[:7]]
+    assert titles == ["image", *map(variant_label, variants), "exact mask"]
+    best = Path(results.folder, "predictions", "ours", "test", f"{chosen['best']}.png")
+    expected = np.asarray(Image.open(best).convert("RGB"))
+    np.testing.assert_array_equal(figure.axes[5].images[0].get_array(), expected)
+    scores = {row["name"]: row["miou"] for row in results.evaluations["ours"]["per_image"]}
+    assert figure.axes[5].get_xlabel() == f"mIoU {100 * scores[chosen['best']]:.1f}"
+
+
+def test_grid_columns_are_those_with_masks(run: Path, tmp_path: Path) -> None:
+    few = shutil.copytree(run, tmp_path / "tiny")
+    for variant in ("glv", "carb"):
+        shutil.rmtree(few / "predictions" / variant)
+    figure, record = dict(FIGURES)["qualitative_grid"](load_results(few))
+    titles = [" ".join(axes.get_title().split()) for axes in figure.axes[:6]]
+    assert titles[1:5] == [variant_label(v) for v in ("pseudo_masks_global", "plain", "paper", "ours")]
+    assert "train/plain, train/paper, train/ours at iteration 100" in record.caption and "glv" not in record.checkpoint
+    # The network that stands for the run is shown whatever it is called.
+    shutil.copytree(few / "predictions" / "ours", few / "predictions" / "plain2")
+    own = read_json(few / "evaluation" / "test" / "ours.json") | {"variant": "plain2"}
+    write_json(few / "evaluation" / "test" / "plain2.json", own)
+    for variant in ("ours", "paper", "carb", "glv", "plain"):
+        (few / "evaluation" / "test" / f"{variant}.json").unlink()
+    figure, _ = dict(FIGURES)["qualitative_grid"](load_results(few))
+    assert "plain2" in [axes.get_title() for axes in figure.axes[:7]]
+
+
+def test_mask_examples_and_similarity_maps_show_what_was_saved(results: RunResults) -> None:
+    figure, record = dict(FIGURES)["mask_examples"](results)
+    titles = [axes.get_title() for axes in figure.axes[:5]]
+    assert titles == ["image", "no labels", "with labels", "local views", "exact mask"]
+    saved = np.load(results.folder / "mask_examples.npz")
+    np.testing.assert_array_equal(figure.axes[6].images[0].get_array(), style.colorize(saved["no_labels"][1], CAMVID))
+    assert record.images == 2 and "2 of 5 images, chosen by rule" in record.caption
+    assert all(name in record.caption for name in NAMES[1:3])
+    figure, record = dict(FIGURES)["similarity_maps"](results)
+    shown = [axes.get_title() for axes in figure.axes[:5]]
+    assert shown == ["image", "pseudo-mask", "exact mask", "“pole”", "“sky”"]
+    assert NAMES[0] in record.caption and "1 of 5 images" in record.caption
+    told = dataclasses.replace(results, params=results.params.updated(gate="none"))
+    figure, record = dict(FIGURES)["mask_examples"](told)
+    assert [axes.get_title() for axes in figure.axes[1:3]] == ["whole image", "local views"]
+    assert "without image-level labels" in record.caption
+
+
+def test_results_without_their_dataset_are_missing_not_damaged(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    far = shutil.copytree(run, tmp_path / "tiny")
+    params = load_results(far).params.updated(root=str(tmp_path / "elsewhere"))
+    write_text(far / "params.yaml", params.to_yaml())
+    pictures = ["samples", "similarity_maps", "mask_examples", "region_maps", "qualitative_grid"]
+    assert figures.main([str(far), "--out", str(tmp_path / "out"), "--only", *pictures]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == len(pictures) and all(f"dataset not found at {tmp_path}/elsewhere" in line for line in said)
+    (tmp_path / "elsewhere").mkdir()  # a folder of the right name that holds something else
+    assert figures.main([str(far), "--out", str(tmp_path / "out"), "--only", *pictures]) == 0
+    assert "NOT READABLE" not in capsys.readouterr().out
+
+
+def test_records_say_what_they_rest_on(results: RunResults) -> None:
+    records = {name: draw(results)[1] for name, draw in FIGURES if name in WATCHED}
+    assert {name: record.images for name, record in records.items()} == WATCHED
+    everything = "train/plain, train/glv, train/carb, train/paper, train/ours, train/ceiling at iteration 100"
+    for name in ("iou_per_class", "object_size_curves"):
+        assert records[name].checkpoint == everything
+    compared = records["compare_trainings"]
+    assert compared.checkpoint == "train/plain, train/paper, train/ours, over training"
+    assert "training batches of split train" in compared.caption and "split val (3 images)" in compared.caption
+    assert "seeds 0, 1, 2" in records["ablations"].caption and "GLV: global-local views" in records["ablations"].caption
+    weights = records["region_weights"]
+    assert "split train (5 images)" in weights.caption and "bicyclist (0.55)" in weights.alt
+
+
+def test_ties_are_named(results: RunResults) -> None:
+    tied = results.region_weights["ours"].copy()
+    tied.loc[tied["class"].isin(["car", "pole", "sky"]) & (tied["iteration"] == 80), "weight"] = 0.901
+    changed = dataclasses.replace(results, region_weights={"ours": tied})
+    assert "largest for sky, pole and car (0.9)." in dict(FIGURES)["region_weights"](changed)[1].alt
+
+
+def test_record_of_a_trained_network_names_its_checkpoint(results: RunResults) -> None:
+    _, record = dict(FIGURES)["confusion"](results)
+    assert record.checkpoint == "train/ours at iteration 100" and record.split == "test" and record.images == 5
+    assert read_json(results.folder / "evaluation" / "test" / "ours.json")["images"] == record.images

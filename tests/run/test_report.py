@@ -1,0 +1,331 @@
+"""The report: whole in one file, no network, honest about what went wrong; the index sorts in a real browser."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from fake_run import evaluation, make_run
+from PIL import Image
+
+from carblib.base.errors import CarbError
+from carblib.base.files import read_json, write_image, write_json, write_text
+from carblib.figures import captions
+from carblib.params import Params
+from carblib.results.saved import load_results
+from carblib.run import report, report_checks
+from carblib.variants import variant_label
+
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
+browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+
+class Page(HTMLParser):
+    """The parts of a page that could load something, and what it shows."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.images: list[dict] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        values = dict(attrs)
+        self.tags.append(tag)
+        self.links += [values[key] for key in ("src", "href", "srcset", "data", "poster", "action") if key in values]
+        if tag == "img":
+            self.images.append(values)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("report")
+    make_run(root)
+    return root
+
+
+@pytest.fixture
+def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project folder with one run and two of its figures."""
+    monkeypatch.setenv("CARB_HOME", str(tmp_path))
+    run = shutil.copytree(made / "runs", tmp_path / "runs") / "tiny"
+    add_figure(tmp_path, "confusion", "A matrix of 3 < 4 & more.")
+    add_figure(tmp_path, "my_own", "Mine.")
+    (run / "train" / "plain" / "done.json").unlink()
+    return tmp_path
+
+
+def add_figure(project: Path, name: str, caption: str, size: int = 20) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (size, size, 3)).astype(np.uint8)
+    write_image(project / "figures" / "tiny" / f"{name}.png", noise)
+    record = captions.figure_record(Params(run="tiny"), caption, f'Alt of "{name}".', "test", 5)
+    write_json(project / "figures" / "tiny" / f"{name}.json", vars(record))
+
+
+def test_report_is_self_contained(project: Path) -> None:
+    path = report.write_report(project / "runs" / "tiny")
+    text = path.read_text("utf-8")
+    page = Page(text)
+    assert path == project / "runs" / "tiny" / "report.html" and path.stat().st_size < 15_000_000
+    outside = [link for link in page.links if not link.startswith(("data:", "#", "notebooks/"))]
+    assert not outside and "script" not in page.tags and "iframe" not in page.tags
+    assert not re.search(r"@import|url\(|https?://", text), "nothing may point to a network"
+    assert "default-src 'none'" in text and "@media print" in text
+    assert all((path.parent / link).is_file() for link in page.links if link.startswith("notebooks/"))
+    assert all(link[1:] in re.findall(r'id="([^"]+)"', text) for link in page.links if link.startswith("#"))
+
+
+def test_report_holds_what_a_reader_needs(project: Path) -> None:
+    page = Page(report.write_report(project / "runs" / "tiny").read_text("utf-8"))
+    assert [image["alt"] for image in page.images] == ['Alt of "confusion".', 'Alt of "my_own".']
+    for wanted in (
+        "A matrix of 3 < 4 & more.", "rendered scenes", "small CLIP (trained on rendered scenes)", "Further figures",
+        "Measured on split test (5 images)", "GLV only", "Ablations", "iterations", "Python", "torch", "carblib",
+    ):  # fmt: skip
+        assert wanted in page.text, wanted
+    assert "OpenAI" not in re.sub(r"an OpenAI name", "", page.text)
+    assert "03_train (did not finish)" in " ".join(page.text.split()) and "01_dataset_analysis (did" not in page.text
+    main = read_json(project / "runs" / "tiny" / "evaluation" / "test" / "ours.json")
+    assert f"{100 * main['miou']:.1f}" in page.text
+    assert not re.search(r"\d\.\d{5,}", re.sub(r"\+\S+", "", page.text)), "numbers with too many digits"
+
+
+def test_parameters_that_differ_from_the_defaults_are_set_off() -> None:
+    params = Params(run="x", warmup=7, crop=(64, 64), patch=(32, 32), cache_features=False)
+    rows = {row["key"]: row for row in report._parameters(params)}
+    assert set(rows) == set(Params.model_fields) and all(row["meaning"] for row in rows.values())
+    assert {key for key, row in rows.items() if row["changed"]} == {"run", "warmup", "crop", "patch", "cache_features"}
+    assert rows["crop"]["value"] == "[64, 64]" and rows["cache_features"]["value"] == "false"
+    assert rows["pseudo_masks"]["value"] == '""' and rows["mask_window"]["value"] == "null"
+
+
+def test_changed_parameters_come_first_and_defaults_once(project: Path) -> None:
+    text = report.write_report(project / "runs" / "tiny").read_text("utf-8")
+    table, rest = text.split('id="parameters"')[1].split("All others have their default")
+    assert '<td class="key">warmup</td><td class="value">60</td><td class="value faint">130</td>' in table
+    assert "flip" not in table and "<code>flip: <b>0.5</b></code>" in rest and "warmup:" not in rest
+    page = report._template("report.html.j2").render(
+        run="x", badges=[], cards=[], warnings=[], trainings=[], evaluations=None, notebooks=[], sections=[],
+        all_tables={}, parameters=report._parameters(Params()), versions={"carblib": "1"}, result_versions="1",
+        written="",
+    )  # fmt: skip
+    assert "All have their default" in page and "differ" not in page
+
+
+def test_text_from_results_is_escaped(project: Path) -> None:
+    add_figure(project, "confusion", "<script>alert(1)</script>")
+    text = report.write_report(project / "runs" / "tiny").read_text("utf-8")
+    assert "<script>" not in text and "&lt;script&gt;alert(1)" in text
+
+
+def test_large_figures_are_made_smaller(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "MOST_BYTES", 200_000)
+    add_figure(project, "confusion", "Noise that no PNG makes small.", size=400)
+    path = report.write_report(project / "runs" / "tiny")
+    text = path.read_text("utf-8")
+    assert (project / "figures" / "tiny" / "confusion.png").stat().st_size > 400_000
+    assert "data:image/jpeg;base64," in text and path.stat().st_size < 350_000
+    assert 'width="300" height="300"' in text, "it is shown at the size of the figure all the same"
+
+
+def test_report_without_any_result(tmp_path: Path) -> None:
+    write_text(tmp_path / "runs" / "tiny" / "params.yaml", Params(run="tiny").to_yaml())
+    page = Page(report.write_report(tmp_path / "runs" / "tiny", figures_dir=tmp_path / "none").read_text("utf-8"))
+    assert "Nothing was evaluated yet." in page.text and "No training was logged." in page.text
+    with pytest.raises(CarbError, match="no such run folder"):
+        report.write_report(tmp_path / "runs" / "tinny")
+    (tmp_path / "runs" / "tiny" / "params.yaml").unlink()
+    with pytest.raises(CarbError, match="--params"):
+        report.write_report(tmp_path / "runs" / "tiny")
+
+
+def test_warnings_say_what_numbers_do_not(project: Path) -> None:
+    run, figures = project / "runs" / "tiny", project / "figures" / "tiny"
+    before = " ".join(report_checks.find_warnings(load_results(run), figures, ["confusion", "ablations"]))
+    assert "“plain cross-entropy” is not finished" in before and "No figure of: ablations" in before
+    assert "small CLIP knows" not in before and "λ" not in before and "older" not in before
+    log = pd.read_csv(run / "train" / "ours" / "log.csv")
+    log["weight"], log.loc[3, "loss"] = np.where(log["iteration"] > 60, 0.01, np.nan), np.nan
+    log.to_csv(run / "train" / "ours" / "log.csv", index=False)
+    poor = evaluation("ours", 0.3, np.random.default_rng(0))
+    poor["iou"][2], poor["iou"][4], poor["version"], poor["seed"] = 0.0, None, "0.0.1", 3
+    write_json(run / "evaluation" / "test" / "ours.json", poor)
+    os.utime(figures / "confusion.png", (1, 1))
+    on_camvid = Params(run="tiny", dataset="camvid", iterations=100, warmup=60)
+    after = " ".join(report_checks.find_warnings(load_results(run, on_camvid), figures, ["confusion"]))
+    for wanted in (
+        "small CLIP knows rendered scenes only", "fell to 0.01", "not finite at iteration 40", "never finds: pole",
+        "left out of the mean: sidewalk", "different seeds: 0, 3", "0.0.1",
+        "Older than the results they show: confusion;",
+        f"“{variant_label('ours')}” is below “CLIP masks”", "below “plain cross-entropy”",
+    ):  # fmt: skip
+        assert wanted in after, wanted
+
+
+@pytest.mark.parametrize(
+    ("newer", "stale"),
+    [
+        ("analysis.json", ["cooccurrence"]),
+        ("maskers.json", ["table maskers"]),
+        ("train/plain/log.csv", ["training curves"]),
+        ("train/ours/reliability.csv", ["reliability curves"]),
+        ("train/ours/regions/000100/000001.npz", ["region maps"]),
+        ("ablations.json", ["table ablations"]),
+        ("evaluation/test/paper.json", ["confusion", "table comparison"]),
+        ("params.yaml", []),
+    ],
+)
+def test_every_figure_and_table_older_than_its_results_is_named(project: Path, newer: str, stale: list[str]) -> None:
+    run, folder = project / "runs" / "tiny", project / "figures" / "tiny"
+    names = ["cooccurrence", "confusion", "training_curves", "reliability_curves", "region_maps"]
+    for path in run.rglob("*"):
+        os.utime(path, (100, 100))
+    for name in names:
+        add_figure(project, name, "x")
+    for name in ("comparison", "maskers", "ablations"):
+        write_text(folder / f"table_{name}.csv", "x")
+    for path in folder.iterdir():
+        os.utime(path, (200, 200))
+    os.utime(run / newer, (300, 300))
+    found = [w for w in report_checks.find_warnings(load_results(run), folder, names) if "Older" in w]
+    assert len(found) == bool(stale)
+    if stale:
+        assert found[0].startswith(
+            f"Older than the results they show: {', '.join(stale)}; python -m carblib.figures.draw"
+        )
+
+
+def test_time_is_summed_over_resumptions() -> None:
+    log = pd.DataFrame({"seconds": [1.0, 2.0, 5.0, 0.5, 3.0]})
+    assert report_checks.seconds_spent(log) == 8.0
+
+
+# --- the index ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def many(project: Path) -> Path:
+    """Three runs of different scores, one of them unreadable besides."""
+    runs = project / "runs"
+    for name, score in (("better", 0.8), ("none", None)):
+        shutil.copytree(runs / "tiny", runs / name)
+        shutil.rmtree(runs / name / "evaluation")
+        (runs / name / "ablations.json").unlink()
+        if score:
+            write_json(
+                runs / name / "evaluation" / "test" / "full.json", evaluation("paper", score, np.random.default_rng(0))
+            )
+    shutil.copytree(runs / "tiny", runs / "broken")
+    (runs / "broken" / "evaluation" / "test" / "full.json").write_text("{")
+    report.write_report(runs / "tiny")
+    return runs
+
+
+def test_index_lists_all_runs(many: Path) -> None:
+    page = Page(report.write_index(many).read_text("utf-8"))
+    assert [link for link in page.links if not link.startswith("data:")] == ["tiny/report.html"]
+    text = " ".join(page.text.split())
+    assert "broken:" in text and "full.json" in text and "better" in text and "2026\u201101\u201102 03:04" in text
+    assert "single + CRF" in text, "ablations of all runs stand below"
+    (many / "empty").mkdir()
+    assert "No run here yet" in report.write_index(many / "empty").read_text("utf-8")
+
+
+def test_index_leaves_empty_columns_out_and_breaks_no_plus(many: Path) -> None:
+    shutil.rmtree(many / "broken")
+    for path in many.glob("*/evaluation/test/glv.json"):
+        path.unlink()
+    text = report.write_index(many).read_text("utf-8")
+    head = text.split("<thead>")[1].split("</thead>")[0]
+    titles = re.findall(r"<button[^>]*>([^<]*)<", head)
+    spoken = [title.replace("\xa0", " ") for title in titles]
+    assert variant_label("glv") not in spoken and variant_label("pseudo_masks_local") in spoken
+    assert spoken[:2] == ["Run", "Data"] and spoken[-2:] == ["small classes", "Finished"]
+    assert not [title for title in titles if "+ " in title] and any("+\xa0" in title for title in titles)
+    row = next(row for row in text.split("<tr>") if "tiny/report.html" in row)
+    assert row.count("<td") == len(titles)
+    local = read_json(many / "tiny" / "evaluation" / "test" / "pseudo_masks_local.json")["miou"]
+    cells = re.findall(r"<td[^>]*>([^<]*)<", row)
+    assert cells[titles.index("CLIP masks, local views")] == f"{100 * local:.1f}"
+
+
+def chromium(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess:
+    quiet = ["--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
+    return subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", *quiet, "--disable-sync", "--disable-dev-shm-usage",
+         "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={tmp_path / 'profile'}", *arguments],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+
+
+@browser
+@pytest.mark.browser
+def test_index_sorts_in_a_browser(many: Path, tmp_path: Path) -> None:
+    index = report.write_index(many)
+    titles = [cell["title"] for cell in report._runs_table([load_results(many / "tiny")])["columns"]]
+    click = f"document.querySelectorAll('th button')[{titles.index(variant_label('paper'))}].click();"
+    orders = []
+    for clicks in (1, 2):
+        text = index.read_text("utf-8").replace("</body>", f"<script>{click * clicks}</script></body>")
+        write_text(tmp_path / "clicked.html", text)
+        shown = chromium(tmp_path, "--dump-dom", (tmp_path / "clicked.html").as_uri()).stdout
+        body = shown.split("<tbody>")[1].split("</tbody>")[0]
+        orders.append(re.findall(r'<tr><td class="l" data-value="(\w+)"', body))
+    assert orders == [["better", "tiny", "none"], ["tiny", "better", "none"]], "runs without a score stay last"
+
+
+@browser
+@pytest.mark.browser
+@pytest.mark.parametrize("paper", ["screen", "paper"])
+def test_index_fits_its_page(many: Path, tmp_path: Path, paper: str) -> None:
+    index = report.write_index(many)
+    # As wide as a laptop's window, or as a landscape sheet of letter paper between its margins.
+    style = "<style>@media screen { .scroll { overflow: visible } }</style>" if paper == "screen" else ""
+    print_rules = index.read_text("utf-8").replace("@media print", "@media all") if paper == "paper" else None
+    write = "<script>document.title = document.documentElement.scrollWidth + ' of ' + innerWidth</script></body>"
+    text = (print_rules or index.read_text("utf-8")).replace("</body>", style + write)
+    write_text(tmp_path / "measured.html", text)
+    size = "--window-size=1100,900" if paper == "screen" else "--window-size=957,700"
+    shown = chromium(tmp_path, size, "--dump-dom", (tmp_path / "measured.html").as_uri()).stdout
+    wide, window = map(int, re.search(r"<title>(\d+) of (\d+)</title>", shown).groups())
+    assert wide <= window
+
+
+@browser
+@pytest.mark.browser
+def test_printed_report_wastes_no_page(project: Path, tmp_path: Path) -> None:
+    for place in range(6):
+        add_figure(project, f"wide_{place}", "Wide.")
+        picture = np.full((1150, 1375, 3), 200, np.uint8)
+        write_image(project / "figures" / "tiny" / f"wide_{place}.png", picture)
+    target, pdf = report.write_report(project / "runs" / "tiny"), tmp_path / "report.pdf"
+    chromium(tmp_path, "--no-pdf-header-footer", f"--print-to-pdf={pdf}", target.as_uri())
+    pages = len(re.findall(rb"/Type\s*/Page\b", pdf.read_bytes()))
+    assert 3 <= pages <= 7, "six figures of half a page, four tables and a hundred parameters"
+
+
+@browser
+@pytest.mark.browser
+def test_report_opens_without_console_errors(project: Path, tmp_path: Path) -> None:
+    path, picture = report.write_report(project / "runs" / "tiny"), tmp_path / "report.png"
+    said = chromium(
+        tmp_path, "--enable-logging=stderr", "--window-size=1200,1600", f"--screenshot={picture}", path.as_uri()
+    )  # fmt: skip
+    assert "CONSOLE" not in said.stderr
+    with Image.open(picture) as shown:
+        colours = len(shown.convert("RGB").resize((120, 160)).getcolors(20000))
+    assert colours > 50, "the page is empty"

@@ -1,0 +1,215 @@
+"""The grid of ablations: which cells there are, what is skipped, what the rows hold, and the notebook of it."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import numpy as np
+import pytest
+import yaml
+from places import REPOSITORY
+
+from carblib.base import files
+from carblib.base.errors import CarbError
+from carblib.params import Params
+from carblib.results import findings
+from carblib.run import headless
+from carblib.scenes.folders import write_scenes
+from carblib.stages import ablations
+from carblib.stages.ablations import Cell, grid, regions_at_the_end, run_ablations
+from carblib.stages.evaluate import evaluation_path
+
+SIZE = (64, 128)
+TINY = {
+    "run": "tiny", "image_size": SIZE, "crop": SIZE, "patch": (32, 32), "input_scale": 1, "aspp_dilations": (1, 2),
+    "scenes_train": 4, "scenes_val": 2, "scenes_test": 2, "lr": 0.05, "warmup": 1, "iterations": 2, "batch_size": 2,
+    "log_every": 1, "val_every": 2, "val_images": 0, "checkpoint_every": 2, "monitor_images": 0, "bootstrap": 0,
+    "device": "cpu", "ablation_variants": ("plain", "paper", "ceiling"), "ablation_paths": ("dual", "single"),
+    "ablation_seeds": (0, 1),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data") / "scenes"
+    for split, count in (("train", 4), ("val", 2), ("test", 2)):
+        write_scenes(root, split, count, 0, SIZE)
+    return root
+
+
+@pytest.fixture
+def params(scenes: Path, random_clip_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
+    monkeypatch.setenv("CARB_HOME", str(tmp_path))
+    return Params(root=str(scenes), clip=str(random_clip_file), **TINY)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of what is really made: "share" per group, and every measured cell, "+" if it was trained for it."""
+    made: list[str] = []
+    share, measure = ablations.share, ablations.measure
+
+    def counted(cell: Cell, group: Params, *rest: Any) -> None:
+        final = group.run_dir / "train" / cell.name / "final.pt"
+        before = final.exists()
+        measure(cell, group, *rest)
+        made.append(f"{cell.path} {cell.name}" + " +" * (final.exists() and not before))
+
+    monkeypatch.setattr(ablations, "share", lambda group: made.append("share") or share(group))
+    monkeypatch.setattr(ablations, "measure", counted)
+    return made
+
+
+def test_grid_holds_every_combination_and_one_ceiling() -> None:
+    params = Params(
+        ablation_variants=("plain", "paper", "ceiling"),
+        ablation_paths=("dual", "single", "single_crf"),
+        ablation_maskers=("value_path", "naclip"),
+        ablation_seeds=(3, 5),
+    )
+    cells = grid(params)
+    assert list(cells) == [(m, p) for m in ("value_path", "naclip") for p in ("dual", "single", "single_crf")]
+    for number, (group, own) in enumerate(cells.items()):
+        variants = ["plain", "paper", "ceiling"] if number == 0 else ["plain", "paper"]
+        assert own == [Cell(*group, "pseudo_masks", None), *(Cell(*group, v, s) for v in variants for s in (3, 5))]
+    assert [cell.name for cell in cells["value_path", "dual"]][:3] == ["pseudo_masks", "plain-seed3", "plain-seed5"]
+
+
+def test_finished_cells_are_skipped_and_rows_hold_the_measurements(
+    params: Params, calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = run_ablations(params)
+    trained = [f"{v}-seed{s}" for v in ("plain", "paper", "ceiling") for s in (0, 1)]
+    single = ["single pseudo_masks", "share", *(f"single {name} +" for name in trained[:4])]
+    assert calls == ["dual pseudo_masks", "share", *(f"dual {name} +" for name in trained), *single]
+    assert rows == files.read_json(params.run_dir / "ablations.json")
+    keys = [(row["masker"], row["path"], row["variant"], row["seed"]) for row in rows]
+    assert keys == [(c.masker, c.path, c.variant, c.seed) for own in grid(params).values() for c in own]
+    for row in rows:
+        name = row["variant"] if row["seed"] is None else f"{row['variant']}-seed{row['seed']}"
+        saved = files.read_json(tmp_path / f"runs/tiny.value_path.{row['path']}/evaluation/test/{name}.json")
+        assert row["miou"] == saved["miou"] and row["iou"] == saved["iou"] and row["small_miou"] == saved["small_miou"]
+        assert (row["split"], row["images"], saved["seed"]) == ("test", 2, row["seed"] or 0)
+        assert 0 <= row["miou"] <= 1
+    masks = [row for row in rows if row["variant"] == "pseudo_masks"]
+    assert masks[0]["iou"] == masks[1]["iou"], "both paths have the same masks of the test images"
+    check_regions(params)
+
+    calls.clear()
+    assert run_ablations(params) == rows and calls == []
+
+    group = ablations.group_params(params, "value_path", "dual")
+    evaluation_path(group, "plain-seed0", "test").unlink()
+    assert run_ablations(params) == rows
+    assert calls == ["share", "dual plain-seed0"], "measured again, not trained again"
+    calls.clear()
+    shutil.rmtree(group.run_dir / "train" / "paper-seed1")
+    assert run_ablations(params) == rows and calls == ["share", "dual paper-seed1 +"]
+
+    with pytest.raises(CarbError, match="plain-seed0: holds a run with other values of lr;"):
+        run_ablations(params.updated(lr=0.1))
+    calls.clear()
+    shutil.move(tmp_path / "runs", tmp_path / "elsewhere" / "runs")
+    monkeypatch.setenv("CARB_HOME", str(tmp_path / "elsewhere"))
+    assert run_ablations(params) == rows and calls == [], "a folder of runs can be moved"
+    again = run_ablations(params.updated(test_split="val", ablation_paths=("dual",), ablation_seeds=(0,)))
+    assert {row["split"] for row in again} == {"val"} and not any("+" in call for call in calls)
+
+
+def check_regions(params: Params) -> None:
+    """regions_at_the_end against the files, by hand: class car, variant full, dual path."""
+    rows = regions_at_the_end(params)
+    assert {(row["path"], row["variant"]) for row in rows} == {("dual", "paper"), ("single", "paper")}
+    assert [row["class"] for row in rows[:12]] == [*params.class_set.names, "all"]
+    (car,) = (row for row in rows if (row["path"], row["class"]) == ("dual", "car"))
+    (whole,) = (row for row in rows if (row["path"], row["class"]) == ("dual", "all"))
+    shares, weights = [], []
+    for seed in (0, 1):
+        folder = params.run_dir.parent / f"tiny.value_path.dual/train/paper-seed{seed}"
+        with (folder / "reliability.csv").open() as file:
+            ends = [row for row in csv.DictReader(file) if row["iteration"] == "2" and row["class"] == "car"]
+        shares += [float(row["share_consistent"]) for row in ends if row["share_consistent"]]
+        with (folder / "region_weights.csv").open() as file:
+            weights += [float(row["weight"]) for row in csv.DictReader(file) if row["iteration"] == "2"]
+    assert car["share_consistent"] == (pytest.approx(np.mean(shares)) if shares else None)
+    assert car["weight"] is None and whole["weight"] == pytest.approx(np.mean(weights)) and len(weights) == 2
+    tables = findings.region_tables(rows)
+    assert list(tables) == ["value path masker, dual path", "value path masker, single path"]
+    table = next(iter(tables.values()))
+    assert table.shape == (12, 4) and table.loc["all", ("GLV + CARB (paper)", "λ")] == f"{whole['weight']:.2g}"
+
+
+def test_hidden_test_masks_leave_the_validation_split(params: Params, scenes: Path, tmp_path: Path) -> None:
+    assert ablations.measured_split(params).name == "test"
+    shutil.copytree(scenes, tmp_path / "a", ignore=shutil.ignore_patterns("testannot"))
+    assert ablations.measured_split(params.updated(root=str(tmp_path / "a"))).name == "val"
+    shutil.copytree(scenes, tmp_path / "b", ignore=shutil.ignore_patterns("testannot", "valannot"))
+    with pytest.raises(CarbError, match="neither test_split nor val_split has masks"):
+        ablations.measured_split(params.updated(root=str(tmp_path / "b")))
+
+
+def test_crf_refines_the_masks_of_its_own_path(params: Params) -> None:
+    pytest.importorskip("pydensecrf")
+    changes = {"ablation_variants": ("plain",), "ablation_paths": ("single", "single_crf"), "ablation_seeds": (0,)}
+    rows = run_ablations(params.updated(**changes))
+    assert [(row["path"], row["variant"]) for row in rows] == [
+        (path, variant) for path in ("single", "single_crf") for variant in ("pseudo_masks", "plain")
+    ]
+    assert rows[0]["iou"] != rows[2]["iou"]
+
+
+def ablation_rows(scores: dict[str, list[float]]) -> list[dict[str, Any]]:
+    cell = {"masker": "value_path", "path": "single"}
+    return [
+        {**cell, "variant": variant, "seed": None if variant == "pseudo_masks" else seed, "miou": value,
+         "small_miou": None if variant == "carb" else value / 2}
+        for variant, values in scores.items()
+        for seed, value in enumerate(values)
+    ]  # fmt: skip
+
+
+def test_conclusion_follows_the_numbers_seed_by_seed() -> None:
+    scores = {"pseudo_masks": [0.3], "plain": [0.40, 0.50], "glv": [0.42, 0.54], "carb": [0.38, 0.44],
+              "paper": [0.39, 0.52], "ceiling": [0.8, 0.9]}  # fmt: skip
+    text = findings.of_ablations(ablation_rows(scores))
+    against = "against plain cross-entropy"
+    gain = "+3.0 points of mIoU (better with 2 of 2 seeds), +1.5 points on the small classes (better with 2 of 2 seeds)"
+    assert f"Global-local views: {against} {gain}, a help." in text
+    assert f"CARB without local views: {against} -4.0 points of mIoU (better with 0 of 2 seeds), a harm." in text
+    assert f"{against} +0.5 points of mIoU (better with 1 of 2 seeds)" in text and "no clear effect." in text
+    assert "global-local views, is 18.0 points above the masks it learnt from" in text
+    assert "37.0 points below training on true masks" in text
+    assert "48.0 ± 8.5 %, has global-local views (value path masker, single path)" in text and "2 seeds" in text
+
+
+def test_conclusion_of_one_seed_or_none_says_so() -> None:
+    text = findings.of_ablations(ablation_rows({"pseudo_masks": [0.5], "plain": [0.4]}))
+    assert "One seed of training" in text and "10.0 points below the masks it learnt from" in text
+    assert "No trained network was measured" in findings.of_ablations(ablation_rows({"pseudo_masks": [0.5]}))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_notebook_runs_the_grid_and_draws_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, random_clip_file: Path
+) -> None:
+    monkeypatch.setenv("CARB_HOME", str(tmp_path))
+    settings = Params(clip=str(random_clip_file), **{**TINY, "ablation_paths": ("single",)})
+    files.write_text(tmp_path / "params" / "tiny.yaml", yaml.safe_dump(settings.model_dump(mode="json")))
+    output = tmp_path / "out.ipynb"
+    headless.execute(REPOSITORY / "notebooks" / "05_ablations.ipynb", output, {"params_file": "params/tiny.yaml"})
+    executed = nbformat.read(output, as_version=4)
+    outputs = [one for cell in executed.cells for one in cell.get("outputs", [])]
+    assert not [one for one in outputs if one.output_type == "error"]
+    texts = "\n".join(one.data.get("text/markdown", "") for one in outputs if "data" in one)
+    assert "mean ± standard deviation over seeds" in texts and "No figure" not in texts
+    assert "The highest mean mIoU" in texts
+    assert [path.suffix for path in sorted((tmp_path / "figures" / "tiny").glob("ablations.*"))] == [
+        ".json", ".pdf", ".png"
+    ]  # fmt: skip
+    done = files.read_json(tmp_path / "runs" / "tiny" / "done" / "05_ablations.json")
+    assert done["results"] == {"cells": 7, "seeds": [0, 1]}

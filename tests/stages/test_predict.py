@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import os
+import sys
+
+import numpy as np
+import pytest
+import torch
+import trees
+from PIL import Image
+from torch import nn
+
+from carblib.base import files
+from carblib.base.errors import CarbError
+from carblib.classes import CAMVID, CITYSCAPES
+from carblib.data.mask_folders import read_mask, write_mask
+from carblib.data.readers import open_split
+from carblib.infer import predict_mask
+from carblib.network import build_network
+from carblib.stages.predict import colour_mask, main, overlay, predict_split, write_submission
+from carblib.training.state import load_trained
+
+SMALL = {"image_size": (16, 24), "crop": (16, 24), "patch": (8, 8), "device": "cpu"}
+
+
+class Fake(nn.Module):
+    """Logits of 11 classes, pixel by pixel."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.head = nn.Conv2d(3, 11, 1)
+
+    def forward(self, images):
+        return self.head(images.float() / 255 - 0.5)
+
+
+@pytest.fixture
+def camvid(tmp_path, monkeypatch):
+    monkeypatch.setenv("CARB_HOME", str(tmp_path / "home"))
+    trees.write_segnet(tmp_path / "camvid")
+    params = trees.params(tmp_path / "camvid", "camvid", run="r", **SMALL)
+    return params, open_split(params, "test")
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    network = {"backbone": "mobilenet_v2", "backbone_weights": "random"}
+    params = trees.params("data", "camvid", **SMALL, **network)
+    torch.manual_seed(0)
+    state = build_network(params, torch.randn(11, 8)).state_dict()
+    path = tmp_path / "home/runs/r/train/paper/final.pt"
+    files.save_torch(path, {"params": params.model_dump(mode="json"), "iteration": 3, "network": state})
+    return path
+
+
+def test_a_folder_of_predictions(camvid, tmp_path):
+    params, split = camvid
+    folder = predict_split(Fake().eval(), split, params, tmp_path / "out", {"weights": "x"})
+    for i, name in enumerate(split.names):
+        mask = predict_mask(Fake().eval(), split.image(i), params)
+        assert np.array_equal(read_mask(folder, name, 11), mask) and mask.shape == trees.SIZE
+        with Image.open(folder / f"{name}.png") as index, Image.open(folder / "colour" / f"{name}.png") as colour:
+            assert np.array_equal(np.array(index.convert("RGB")), np.array(colour))
+        with Image.open(folder / "overlay" / f"{name}.png") as picture:
+            assert np.array_equal(np.array(picture), overlay(split.image(i), mask, CAMVID))
+
+
+def test_predictions_are_resumed_and_kinds_are_not_mixed(camvid, tmp_path):
+    params, split = camvid
+    folder = predict_split(Fake(), split, params, tmp_path / "out", {"weights": "x"}, pictures=False)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        [*(f"{n}.png" for n in split.names), "settings.json"]
+    )
+    first, second = (folder / f"{name}.png" for name in split.names[:2])
+    os.utime(first, (1, 1))
+    second.unlink()
+    predict_split(Fake(), split, params, folder, {"weights": "x"}, pictures=False)
+    assert second.is_file() and first.stat().st_mtime == 1
+    for settings, changed in (({"weights": "y"}, params), ({"weights": "x"}, params.updated(infer_flip=True))):
+        with pytest.raises(CarbError, match="weights|infer_flip"):
+            predict_split(Fake(), split, changed, folder, settings)
+
+
+def test_colours_and_overlay():
+    mask = np.uint8([[0, 10, 255]])
+    assert colour_mask(mask, CAMVID).tolist() == [[[128, 128, 128], [0, 128, 192], [0, 0, 0]]]
+    image = np.uint8([[[10, 20, 30], [10, 20, 30], [10, 20, 30]]])
+    assert overlay(image, mask, CAMVID, 0.25).tolist() == [[[40, 47, 54], [8, 47, 70], [10, 20, 30]]]
+
+
+def test_the_command_predicts_a_split_with_a_checkpoint(camvid, checkpoint, tmp_path, monkeypatch, capsys):
+    params, split = camvid
+    file = tmp_path / "run.yaml"
+    file.write_text(params.to_yaml())
+    monkeypatch.setattr(sys, "argv", ["x", str(file), "--checkpoint", str(checkpoint), "--index-only"])
+    assert main() == 0
+    folder = tmp_path / "home/runs/r/predictions/paper/test"
+    assert capsys.readouterr().out.splitlines()[-1] == str(folder)
+    expected = predict_mask(load_trained(checkpoint)[0], split.image(1), params)
+    assert np.array_equal(read_mask(folder, split.names[1], 11), expected) and len(np.unique(expected)) > 1
+
+
+def test_a_folder_of_dash_cam_pictures_without_masks(camvid, checkpoint, tmp_path, monkeypatch):
+    for size, file in (((15, 31), "a.jpg"), ((40, 22), "b.png")):
+        trees.photo(tmp_path / "drive" / file, 0, size)
+    file = tmp_path / "run.yaml"
+    file.write_text(camvid[0].to_yaml())
+    arguments = ["x", str(file), "--checkpoint", str(checkpoint), "--images", str(tmp_path / "drive")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert main() == 0
+    folder = tmp_path / "home/runs/r/predictions/paper/drive"
+    assert read_mask(folder, "a", 11).shape == (15, 31) and read_mask(folder, "b", 11).shape == (40, 22)
+    assert (folder / "overlay" / "a.png").is_file()
+    monkeypatch.setattr(sys, "argv", [*arguments, "--submission"])
+    with pytest.raises(CarbError, match="--submission: needs the classes of cityscapes"):
+        main()
+
+
+def test_predictions_of_other_pictures_are_not_handed_out(camvid, checkpoint, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "run.yaml"
+    file.write_text(camvid[0].to_yaml())
+    for seed, where in enumerate(("a/pics", "b/pics")):
+        trees.photo(tmp_path / where / "x.png", seed, (20, 20))
+
+    def predict(where, *more):
+        arguments = ["--checkpoint", str(checkpoint), "--index-only", "--images", str(where), *more]
+        monkeypatch.setattr(sys, "argv", ["x", str(file), *arguments])
+        assert main() == 0
+        return capsys.readouterr().out.split()[-1]
+
+    first = predict(tmp_path / "a/pics")
+    with pytest.raises(CarbError, match="other values of root"):
+        predict(tmp_path / "b/pics")
+    second = predict(tmp_path / "b/pics", "--out", str(tmp_path / "out"))
+    assert not np.array_equal(read_mask(first, "x", 11), read_mask(second, "x", 11))
+    settings = files.read_json(tmp_path / "out/settings.json")
+    assert settings["dataset"] == "folder" and settings["root"] == str(tmp_path / "b/pics")
+
+
+def test_another_root_of_a_split_is_refused_and_the_root_is_kept_as_given(camvid, tmp_path, monkeypatch):
+    params, split = camvid
+    monkeypatch.chdir(tmp_path)
+    folder = predict_split(Fake(), split, params.updated(root="camvid"), tmp_path / "out", {}, pictures=False)
+    assert files.read_json(folder / "settings.json")["root"] == "camvid"
+    with pytest.raises(CarbError, match="other values of root"):
+        predict_split(Fake(), split, params, folder, {}, pictures=False)
+
+
+@pytest.mark.parametrize(("where", "named"), [(".", "drive"), ("..", "drive"), ("../drive", "drive")])
+def test_pictures_beside_masks_in_subfolders_and_by_any_name(where, named, camvid, checkpoint, tmp_path, monkeypatch):
+    for name in ("a.JPG", "front/a.png", "masks/a.png", "front/night/b.png"):
+        trees.photo(tmp_path / "drive" / name, 0, (12, 14))
+    file = tmp_path / "run.yaml"
+    file.write_text(camvid[0].to_yaml())
+    arguments = ["x", str(file), "--checkpoint", str(checkpoint), "--images", where]
+    monkeypatch.setattr(sys, "argv", arguments)
+    monkeypatch.chdir(tmp_path / "drive" / ("front" if where == ".." else ""))
+    assert main() == 0
+    folder = tmp_path / "home/runs/r/predictions/paper" / named
+    assert sorted(path.name for path in folder.glob("*.png")) == ["a.png", "front_a.png", "front_night_b.png"]
+    assert (folder / "colour/front_a.png").is_file()
+    monkeypatch.setattr(sys, "argv", [*arguments, "--out", str(tmp_path / "drive/out")])
+    with pytest.raises(CarbError, match="would land among its pictures"):
+        main()
+
+
+def test_a_network_of_other_classes_is_refused(camvid, checkpoint, tmp_path, monkeypatch):
+    trees.write_cityscapes(tmp_path / "city")
+    file = tmp_path / "city.yaml"
+    file.write_text(trees.params(tmp_path / "city", "cityscapes", "cityscapes", **SMALL).to_yaml())
+    monkeypatch.setattr(sys, "argv", ["x", str(file), "--checkpoint", str(checkpoint), "--split", "val"])
+    with pytest.raises(CarbError, match="final.pt: its network knows the classes of camvid, not of cityscapes"):
+        main()
+
+
+def test_a_submission_is_in_label_ids_and_never_255(tmp_path):
+    trees.write_cityscapes(tmp_path / "city")
+    split = open_split(trees.params(tmp_path / "city", "cityscapes", "cityscapes"), "test")
+    mask = np.append(np.arange(19), 255).astype(np.uint8).reshape(4, 5)
+    for name in split.names:
+        write_mask(tmp_path / "masks", name, mask, CITYSCAPES)
+    folder = write_submission(tmp_path / "masks", split, tmp_path / "sub")
+    assert sorted(path.name for path in folder.iterdir())[0] == "berlin_000000_000019_pred_labelIds.png"
+    with Image.open(folder / "bonn_000000_000019_pred_labelIds.png") as picture:
+        assert picture.mode == "L"
+        assert np.array(picture).ravel().tolist() == [*trees.CITYSCAPES_IDS, 0]
