@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from carblib.params import Params
 
 COLUMN, PAGE = 3.25, 6.875  # inches
@@ -19,6 +21,19 @@ DATA_NAMES = {
 def plural(number: int, thing: str) -> str:
     """Write a number of things: 1 image, 3 images."""
     return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """Write a share 0–1 as a percentage without its sign: "44.8"; "–" for None and nan."""
+    return "–" if share is None or math.isnan(share) else f"{100 * share:.{digits}f}"
+
+
+def duration(seconds: float) -> str:
+    """Write a duration as a person says it: 7 s, 3 min 20 s, 2 h 5 min."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 1:
+        return f"{rest} s"
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def data_name(params: Params) -> str:
