@@ -16,12 +16,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
 from carblib.base import errors
 from carblib.base.errors import CarbError, one_line
 from carblib.figures import draw as figures
 from carblib.params import Params, load_params, project_root, resolve
-from carblib.results.saved import load_results, read_evaluations
-from carblib.results.tables import run_tables, write_table
+from carblib.results.saved import read_evaluations
+from carblib.results.words import duration, percent
 from carblib.run import report
 from carblib.run.headless import NotebookFailed, execute, render_html
 from carblib.run.notebook import changed_keys, done_path, read_done
@@ -81,7 +83,7 @@ def report_is_current(params: Params) -> bool:
 
 
 def run_job(job: Job, notebooks: Sequence[str], force: bool) -> None:
-    """Run one dataset's notebooks, then make figures, tables and report; a failure goes to `job.failure`."""
+    """Run one dataset's notebooks, then make figures (with tables) and report; a failure goes to `job.failure`."""
     run_dir = job.params.run_dir
     say(f"{job.params.run} ({job.file}), results in {run_dir}")
     step = ""
@@ -93,9 +95,7 @@ def run_job(job: Job, notebooks: Sequence[str], force: bool) -> None:
         step, started = "figures", time.monotonic()
         count = len(figures.make_all(run_dir))
         say(f"  figures: {count} in {job.params.figures_dir}, {duration(time.monotonic() - started)}")
-        step = "tables and report"
-        for name, table in run_tables(load_results(run_dir, job.params)).items():
-            write_table(table, job.params.figures_dir / f"table_{name}")
+        step = "report"
         report.write_report(run_dir)
     except NotebookFailed as error:
         job.failure = f"{step}: {error}; see {run_dir / 'notebooks' / step}.ipynb"
@@ -139,36 +139,21 @@ def choose_notebooks(wanted: Sequence[str]) -> list[str]:
 
 def overview(jobs: Sequence[Job]) -> str:
     """Return a text table, a column per run: mIoU / mean IoU of the small classes (%) of each evaluated variant."""
-    cells: dict[str, dict[str, str]] = {}
+    columns = {}
     for job in jobs:
-        row = cells.setdefault(job.params.run, {})
-        measured = read_evaluations(job.params.run_dir, job.params)
-        for result in next(iter(measured.values()), {}).values():
-            row[result["variant"]] = f"{_percent(result['miou'])} / {_percent(result['small_miou'])}"
-    variants = in_order({name for row in cells.values() for name in row})
-    if not variants:
+        measured = next(iter(read_evaluations(job.params.run_dir, job.params).values()), {})
+        scores = {name: f"{percent(one['miou'])} / {percent(one['small_miou'])}" for name, one in measured.items()}
+        columns[job.params.run] = pd.Series(scores, dtype=str)
+    table = pd.DataFrame(columns)
+    if table.empty:
         return "no evaluation yet"
-    lines = [["variant", *cells], *([name, *(row.get(name, "") for row in cells.values())] for name in variants)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    table = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
-    return "mIoU / mean IoU of the small classes, %\n" + "\n".join(table)
-
-
-def _percent(value: float | None) -> str:
-    return "  – " if value is None else f"{100 * value:4.1f}"
+    table = table.reindex(in_order(table.index)).rename_axis(columns="variant")
+    return f"mIoU / mean IoU of the small classes, %\n{table.to_string(na_rep='')}"
 
 
 def say(text: str) -> None:
     """Print a progress line with the time of day."""
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
-
-
-def duration(seconds: float) -> str:
-    """Return a duration as a person says it: "7 s", "3 min 20 s", "2 h 5 min"."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 1:
-        return f"{rest} s"
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:

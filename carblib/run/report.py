@@ -18,6 +18,7 @@ from typing import Any
 
 import jinja2
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from carblib import __version__
@@ -312,8 +313,12 @@ def _ablations_table(runs: Sequence[RunResults]) -> dict[str, Any]:
     columns += [{"title": t, "text": a == "l"} for t, a in zip(first.columns, first.align, strict=True)]
     rows = []
     for run, table in tables.items():
-        for row in table.rows:
-            cells = [_cell(f"{c.text} {c.beside}".strip(), c.values[0] if c.values else c.text) for c in row]
+        plain = table.frame[[*table.titles]].itertuples(index=False)
+        for row, values in zip(table.rows, plain, strict=True):
+            cells = [
+                _cell(f"{cell.text} {cell.beside}".strip(), "" if pd.isna(value) else value)
+                for cell, value in zip(row, values, strict=True)
+            ]
             rows.append([_cell(run), *cells])
     return {"title": "Ablations", "columns": columns, "rows": rows, "note": "Mean ± standard deviation over seeds."}
 

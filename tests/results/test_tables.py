@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
+import re
 import statistics
 from pathlib import Path
 
+import jinja2
 import numpy as np
 import pytest
 from fake_run import make_run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from carblib.classes import CAMVID, CITYSCAPES
+from carblib.classes import CAMVID, CITYSCAPES, class_set
 from carblib.results import tables
 from carblib.results.saved import load_results
-from carblib.results.table_forms import Cell, Table, drop_constant
 from carblib.variants import variant_label
 
 
@@ -42,9 +44,9 @@ def test_only_what_had_the_same_to_learn_from_is_ranked() -> None:
     masks = [score("pseudo_masks_global", 0.5), score("pseudo_masks_local", 0.6)]
     table = tables.comparison_table([*masks, *FOUR], CAMVID)
     assert [row[1].rank for row in table.rows] == [0, 0, 2, 1, 1, 0]
-    assert "told each image's labels" in table.note and "Ranked are the networks" in table.note
+    assert "told each image's labels" in table.caption and "Ranked are the networks" in table.caption
     alone = tables.comparison_table(masks, CAMVID)
-    assert [row[1].rank for row in alone.rows] == [2, 1] and "Ranked are" not in alone.note
+    assert [row[1].rank for row in alone.rows] == [2, 1] and "Ranked are" not in alone.caption
 
 
 @given(st.lists(st.one_of(st.floats(0, 1), st.just(float("nan"))), max_size=8))
@@ -75,9 +77,7 @@ def test_latex_is_booktabs_with_equal_rows_and_escapes() -> None:
     body = text.split(r"\midrule")[1].split(r"\bottomrule")[0]
     rows = [line for line in body.splitlines() if line]
     assert len(rows) == 5 and all(row.count(" & ") == 2 and row.endswith(r"\\") for row in rows)
-    assert (
-        variant_label("paper") + r" & \textbf{42.0} {\scriptsize [40.8, 44.2]}" in text and r"\underline{40.0}" in text
-    )
+    assert variant_label("paper") + r" & \textbf{42.0} [40.8, 44.2]" in text and r"\underline{40.0}" in text
     assert r"100\% \&\#" in text and text.count("{") == text.count("}")
     assert not [c for line in text.splitlines() for c in line.replace(r"\%", "") if c == "%"], "a comment by accident"
 
@@ -85,21 +85,39 @@ def test_latex_is_booktabs_with_equal_rows_and_escapes() -> None:
 def test_wide_latex_spans_the_page() -> None:
     text = tables.comparison_table(FOUR, CAMVID, per_class=True).latex()
     assert text.count(r"\begin{table*}") == text.count(r"\end{table*}") == 1 and "& pole &" in text
-    assert "scriptsize [" not in text, "no room for intervals"
+    assert "[40.8" not in text, "no room for intervals"
+    assert r"\begin{table}" in tables.comparison_table(FOUR, CAMVID).latex()
     many = [one | {"iou": [one["miou"]] * 19} for one in FOUR]
     assert r"\rotatebox{90}{rider}" in tables.comparison_table(many, CITYSCAPES, per_class=True).latex()
 
 
-def test_latex_fits_the_column_or_takes_the_page() -> None:
-    def table(first: str, columns: int) -> str:
-        cells = (Cell(first), *(Cell("12.3", "± 0.4") for _ in range(columns)))
-        titles = tuple("abcdefgh"[: columns + 1])
-        return Table("T.", titles, "l" + "r" * columns, (cells,), tuple((t,) for t in titles)).latex()
+ODD = ("a|b", "x_y*z*", "50%&#$", r"\evil{}", "<b>&amp;", 'c,"d"', "~^`e`", "miou", "method")
 
-    assert r"\begin{table}" in table("short", 2) and r"\small" in table("short", 2)
-    assert r"\begin{table}" in table("GLV + CARB per class (ours)", 2)
-    assert r"\scriptsize\setlength{\tabcolsep}{3pt}" in table("GLV + CARB per class (ours)", 2)
-    assert r"\begin{table*}" in table("x" * 60, 2) and r"\small" in table("x" * 60, 2)
+
+def test_names_that_mean_something_to_a_form_are_escaped() -> None:
+    classes = class_set([{"name": name, "words": ["thing"], "colour": [i, 0, 0]} for i, name in enumerate(ODD)])
+    four = [one | {"iou": [one["miou"]] * len(ODD)} for one in FOUR]
+    table = tables.comparison_table(four, classes, per_class=True)
+    assert table.columns == ["Method", "mIoU", "small classes", *ODD] and [row[1].rank for row in table.rows][2] == 1
+
+    lines = table.markdown().splitlines()
+    assert all(len(re.findall(r"(?<!\\)\|", line)) == len(table.columns) + 1 for line in lines[:6])
+    head = lines[0].strip("| ").split(" | ")
+    assert head[3:8] == [r"a\|b", r"x\_y\*z\*", r"50%\&#\$", r"\\evil{}", r"\<b\>\&amp;"]
+
+    header = next(line for line in table.latex().splitlines() if line.startswith("Method"))
+    assert header.count(" & ") == len(table.columns) - 1 and r"a\textbar{}b & x\_y*z* & 50\%\&\#\$" in header
+    assert r"\textbackslash{}evil\{\} & \textless{}b\textgreater{}\&amp;" in header
+    assert r"\textasciitilde{}\textasciicircum{}`e`" in header
+
+    rows = list(csv.DictReader(io.StringIO(table.csv())))
+    assert [float(rows[0][f"iou_{name}"]) for name in ODD] == [0.4] * len(ODD)
+    assert [float(row["miou"]) for row in rows] == [e["miou"] for e in FOUR], "a class called miou is another column"
+
+    page = jinja2.Environment(loader=jinja2.PackageLoader("carblib", "assets"), autoescape=True)
+    text = page.from_string("{% import 'table.html.j2' as tables %}{{ tables.show(table) }}").render(table=table)
+    titles = [re.sub("<.*?>", "", title) for title in re.findall(r"<th .*?>(.*?)</th>", text)]
+    assert [html.unescape(title) for title in titles] == table.columns and "<b>42.0</b>" in text
 
 
 @pytest.mark.parametrize("per_class", [False, True])
@@ -107,64 +125,59 @@ def test_csv_holds_the_full_numbers(per_class: bool) -> None:
     text = tables.comparison_table(FOUR, CAMVID, per_class).csv()
     rows = list(csv.DictReader(io.StringIO(text)))
     assert [float(row["miou"]) for row in rows] == [e["miou"] for e in FOUR]
-    assert float(rows[0]["miou_low"]) == pytest.approx(0.3877) and rows[0]["small_miou_low"] == ""
-    assert [row["miou_rank"] for row in rows] == ["2", "1", "1", ""]
     assert all(None not in row and None not in row.values() for row in rows), "ragged rows"
     if per_class:
-        assert float(rows[1]["pole"]) == 0.42 and rows[1]["pole_rank"] == "1" and rows[1]["bicyclist"] == ""
+        assert float(rows[1]["iou_pole"]) == 0.42 and rows[1]["iou_bicyclist"] == ""
+    else:
+        assert float(rows[0]["miou_low"]) == pytest.approx(0.3877) and rows[0]["small_miou_low"] == ""
+
+
+def ablated(variant: str, path: str, seed: int | None, miou: float, masker: str = "value_path") -> dict:
+    return {"variant": variant, "path": path, "masker": masker, "seed": seed, "miou": miou, "small_miou": 0.1}
 
 
 def test_ablations_give_mean_and_spread_over_seeds() -> None:
     values = [0.41, 0.45, 0.46]
     rows = [
-        {
-            "variant": v,
-            "path": p,
-            "masker": "value_path",
-            "seed": s,
-            "miou": m - 0.1 * (v == "plain"),
-            "small_miou": 0.1,
-        }
-        for v in ("paper", "plain")
-        for p in ("dual", "single_crf")
-        for s, m in enumerate(values)
+        ablated(variant, path, seed, value - 0.1 * (variant == "plain"))
+        for variant in ("paper", "plain")
+        for path in ("single_crf", "dual")
+        for seed, value in enumerate(values)
     ]
-    rows.append(
-        {"variant": "ceiling", "path": "dual", "masker": "value_path", "seed": 0, "miou": 0.9, "small_miou": None}
-    )
-    table, both = tables.ablation_table(rows), variant_label("paper")
+    rows.append(ablated("ceiling", "single_crf", 0, 0.9) | {"small_miou": None})
+    rows.append(ablated("pseudo_masks", "dual", None, 0.3))
+    table = tables.ablation_table(rows)
     found = {(row[0].text, row[2].text): row for row in table.rows}
-    assert list(found)[0] == ("dual", "plain cross-entropy") and ("single + CRF", both) in found
-    cell = found[("dual", both)][4]
+    both, ceiling, masks = map(variant_label, ("paper", "ceiling", "pseudo_masks"))
+    assert [*found] == [
+        *(("single + CRF", name) for name in ("plain cross-entropy", both, ceiling)),
+        *(("dual", name) for name in (masks, "plain cross-entropy", both)),
+    ], "paths as they were run, variants in reading order"
+    cell = found["dual", both][4]
     assert cell.text == f"{100 * statistics.mean(values):.1f}" and cell.rank == 1
     assert cell.beside == f"± {100 * statistics.stdev(values):.1f}"
-    alone = found[("dual", "true masks (ceiling)")]
+    alone = found["single + CRF", ceiling]
     assert (alone[3].text, alone[4].beside, alone[4].rank, alone[5].text) == ("1", "", 0, "–")
+    assert [cell.text for cell in found["dual", masks][3:]] == ["–", "30.0", "10.0"]
     assert r"$\pm$" in table.latex() and "±" not in table.latex()
+    first = next(csv.DictReader(io.StringIO(table.csv())))
+    assert float(first["miou"]) == pytest.approx(statistics.mean(values) - 0.1) and first["seeds"] == "3"
+    assert float(first["miou_std"]) == pytest.approx(statistics.stdev(values))
 
 
-def test_constant_columns_are_said_in_the_note() -> None:
-    rows = [
-        {"variant": v, "path": "dual", "masker": m, "seed": s, "miou": 0.1 * s, "small_miou": 0.1}
-        for v in ("plain", "paper") for m in ("a", "b") for s in (1, 2)
-    ]  # fmt: skip
-    short = drop_constant(tables.ablation_table(rows), "Path", "Masker", "Variant")
-    assert short.columns == ("Masker", "Variant", "Seeds", "mIoU", "small classes") and short.align == "llrrr"
-    assert "Path: dual." in short.caption and not short.grouped
-    assert all(len(row) == 5 for row in short.rows) and "path" not in short.csv().splitlines()[0]
-    assert r"\multicolumn" not in short.latex()
+def test_a_failed_seed_leaves_no_mean() -> None:
+    rows = [ablated("plain", "dual", seed, 0.1) | {"small_miou": [0.1, None][seed]} for seed in (0, 1)]
+    assert [cell.text for cell in tables.ablation_table(rows).rows[0][4:]] == ["10.0", "–"]
 
 
-def test_ablations_of_several_paths_are_grouped() -> None:
-    rows = [
-        {"variant": v, "path": p, "masker": "value_path", "seed": s, "miou": 0.1 * s, "small_miou": 0.0}
-        for p in ("single", "dual") for v in ("plain", "paper") for s in (1, 2)
-    ]  # fmt: skip
-    text = drop_constant(tables.ablation_table(rows), "Path", "Masker").latex()
-    body = text.split(r"\toprule")[1].split(r"\bottomrule")[0].splitlines()
-    assert body[2::4] == [r"\midrule", r"\midrule"]
-    assert body[3::4] == [rf"\multicolumn{{4}}{{l}}{{\emph{{Path: {p}}}}} \\" for p in ("single", "dual")]
-    assert all(line.count(" & ") == 3 for line in [*body[4:6], *body[8:10]]) and r"\begin{tabular}{lrrr}" in text
+def test_constant_columns_are_said_in_the_caption() -> None:
+    rows = [ablated(v, "dual", s, 0.1 * s, m) for v in ("plain", "paper") for m in ("a", "b") for s in (1, 2)]
+    short = tables.ablation_table(rows, drop_constant=True)
+    assert short.columns == ["Masker", "Variant", "mIoU", "small classes"] and short.align == "llrr"
+    assert "Path: dual. Seeds: 2." in short.caption and all(len(row) == 4 for row in short.rows)
+    assert "path" not in short.csv().splitlines()[0]
+    masks = tables.ablation_table([ablated("pseudo_masks", "dual", None, 0.3)], drop_constant=True)
+    assert masks.columns == ["Variant", "Seeds", "mIoU", "small classes"] and masks.rows[0][1].text == "–"
 
 
 def test_a_shown_zero_is_no_second_best() -> None:

@@ -178,13 +178,6 @@ def test_overview_lists_every_run_and_variant(project: Project) -> None:
     assert ["paper", "50.0", "/", "50.0", "–", "/", "–"] in table
 
 
-@pytest.mark.parametrize(
-    ("seconds", "words"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")]
-)
-def test_duration(seconds: float, words: str) -> None:
-    assert batch.duration(seconds) == words
-
-
 def test_done_marker_holds_what_was_run(project: Project) -> None:
     params = Params(run="a", seed=5)
     assert notebook.read_done(params, "01_x") is None
