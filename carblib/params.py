@@ -246,6 +246,11 @@ class Params(BaseModel):
         return class_set(self.classes)
 
     @property
+    def trainings(self) -> tuple[str, ...]:
+        """The trainings of the run: its variants, and the ceiling where it is wanted."""
+        return (*self.variants, "ceiling") if self.ceiling else self.variants
+
+    @property
     def run_dir(self) -> Path:
         """Folder of the run's results."""
         return project_root() / "runs" / self.run

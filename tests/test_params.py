@@ -208,6 +208,11 @@ def test_variants_and_copies():
         p.lr = 1.0
 
 
+def test_the_trainings_of_a_run():
+    assert Params(variants=("plain", "ours"), ceiling=True).trainings == ("plain", "ours", "ceiling")
+    assert Params(variants=("paper",), ceiling=False).trainings == ("paper",)
+
+
 def test_yaml_round_trip(tmp_path):
     p = Params().updated(classes=[{"name": "ä", "words": ["a"]}, {"name": "b"}], mask_window=[64, 64], lr=1e-3)
     assert load_params(write(tmp_path, p.to_yaml())) == p

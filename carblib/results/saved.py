@@ -73,10 +73,12 @@ def read_evaluations(folder: Path, params: Params) -> dict[str, dict[str, dict[s
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for path in sorted(folder.glob("evaluation/*/*.json")):
         found.setdefault(path.parent.name, {})[path.stem] = _evaluation(path, params)
-    places = {name: place for place, name in reversed([*enumerate((params.test_split, params.val_split))])}
+    order = [params.test_split, params.val_split]
 
     def rank(split: str) -> tuple:
-        return all(v.startswith("pseudo_masks") for v in found[split]), places.get(split, len(places)), split
+        only_masks = all(variant.startswith("pseudo_masks") for variant in found[split])
+        place = order.index(split) if split in order else len(order)
+        return only_masks, place, split
 
     return {split: {v: found[split][v] for v in in_order(found[split])} for split in sorted(found, key=rank)}
 
@@ -93,10 +95,7 @@ def load_results(folder: str | Path, params: Params | None = None) -> RunResults
         )
     params = params or run_params(folder)
     measured = read_evaluations(folder, params)
-    logs = {path.parent.name: _frame(path, LOG_COLUMNS) for path in sorted(folder.glob("train/*/log.csv"))}
-    reliability = {
-        path.parent.name: _frame(path, RELIABILITY_COLUMNS) for path in sorted(folder.glob("train/*/reliability.csv"))
-    }
+    weights = _frames(folder, "region_weights.csv", REGION_WEIGHT_COLUMNS)
     return RunResults(
         folder=folder.resolve(),
         params=params,
@@ -105,9 +104,9 @@ def load_results(folder: str | Path, params: Params | None = None) -> RunResults
         analysis=_analysis(folder / "analysis.json", params),
         maskers=_rows(folder / "maskers.json", ("masker", "miou", "small_miou", "seconds")),
         ablations=_rows(folder / "ablations.json", ("variant", "path", "masker", "seed", "miou", "small_miou")),
-        logs={variant: logs[variant] for variant in in_order(logs) if len(logs[variant])},
-        reliability={variant: reliability[variant] for variant in in_order(reliability) if len(reliability[variant])},
-        region_weights=_region_weights(folder),
+        logs=_frames(folder, "log.csv", LOG_COLUMNS),
+        reliability=_frames(folder, "reliability.csv", RELIABILITY_COLUMNS),
+        region_weights={variant: frame for variant, frame in weights.items() if frame["class"].nunique() > 1},
         contrast=read_json(folder / "contrast.json") if (folder / "contrast.json").is_file() else None,
     )
 
@@ -149,16 +148,39 @@ def read_arrays(path: Path, keys: Sequence[str], remedy: str) -> dict[str, np.nd
         raise CarbError(f"{path}: damaged ({error}); delete it and {remedy}") from error
 
 
+def class_groups(reliability: pd.DataFrame, class_set: ClassSet) -> dict[str, pd.DataFrame]:
+    """Pool reliability over all, large and small classes: {group: frame of iteration, share, inside, outside}, 0–1.
+
+    share = consistent / labelled pixels; inside and outside = share of the consistent and of the noisy pixels whose
+    CLIP label is right. nan where a group has no such pixel.
+    """
+    rows = reliability[reliability["class"] != "all"].copy()
+    small = {class_set.names[c] for c in class_set.small_ids}
+    rows["consistent"] = (rows["pixels"] * rows["share_consistent"]).fillna(0)
+    rows["noisy"] = rows["pixels"] - rows["consistent"]
+    rows["right_inside"] = (rows["consistent"] * rows["precision_consistent"]).fillna(0)
+    rows["right_outside"] = (rows["noisy"] * rows.get("precision_noisy", np.nan)).fillna(0)
+    is_small = rows["class"].isin(small)
+    chosen = {"all classes": rows, "large classes": rows[~is_small], "small classes": rows[is_small]}
+    return {name: _pooled(group) for name, group in chosen.items() if len(group)}
+
+
+def _pooled(rows: pd.DataFrame) -> pd.DataFrame:
+    sums = rows.groupby("iteration")[["pixels", "consistent", "noisy", "right_inside", "right_outside"]].sum()
+    parts = {
+        "share": sums["consistent"] / sums["pixels"].where(sums["pixels"] > 0),
+        "inside": sums["right_inside"] / sums["consistent"].where(sums["consistent"] > 0),
+        "outside": sums["right_outside"] / sums["noisy"].where(sums["noisy"] > 0.5),
+    }
+    return pd.DataFrame(parts).reset_index()
+
+
 def numbers(values: Any) -> np.ndarray:
     """Turn a (nested) list from JSON into a float array, None becoming nan."""
     return np.array(values, dtype=float)
 
 
-def _region_weights(folder: Path) -> dict[str, pd.DataFrame]:
-    paths = sorted(folder.glob("train/*/region_weights.csv"))
-    frames = {path.parent.name: _frame(path, REGION_WEIGHT_COLUMNS) for path in paths}
-    per_class = {variant: frame for variant, frame in frames.items() if frame["class"].nunique() > 1}
-    return {variant: per_class[variant] for variant in in_order(per_class)}
+# --- reading, with one-line errors -------------------------------------------------------------------------------
 
 
 def _evaluation(path: Path, params: Params) -> dict[str, Any]:
@@ -195,39 +217,18 @@ def _rows(path: Path, keys: tuple[str, ...]) -> list[dict[str, Any]] | None:
     return rows
 
 
+def _frames(folder: Path, name: str, columns: tuple[str, ...]) -> dict[str, pd.DataFrame]:
+    """Read a CSV of every training, by variant in reading order; those without a row are left out."""
+    frames = {path.parent.name: _frame(path, columns) for path in sorted(folder.glob(f"train/*/{name}"))}
+    return {variant: frames[variant] for variant in in_order(frames) if len(frames[variant])}
+
+
 def _frame(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     try:
-        frame = pd.read_csv(path)
+        frame = pd.read_csv(path, converters={"class": str})  # whatever a class is called: "nan"
     except (OSError, ValueError) as error:
         raise CarbError(f"{path}: not readable as CSV ({error}); train again or delete the file") from error
     missing = [column for column in columns if column not in frame]
     if missing:
         raise CarbError(f"{path}: no column '{missing[0]}'; train again or delete the file")
     return frame
-
-
-def class_groups(reliability: pd.DataFrame, class_set: ClassSet) -> dict[str, pd.DataFrame]:
-    """Pool reliability over all, large and small classes: {group: frame of iteration, share, inside, outside}, 0–1.
-
-    share = consistent / labelled pixels; inside and outside = share of the consistent and of the noisy pixels whose
-    CLIP label is right. nan where a group has no such pixel.
-    """
-    rows = reliability[reliability["class"] != "all"].copy()
-    small = {class_set.names[c] for c in class_set.small_ids}
-    rows["consistent"] = (rows["pixels"] * rows["share_consistent"]).fillna(0)
-    rows["noisy"] = rows["pixels"] - rows["consistent"]
-    rows["right_inside"] = (rows["consistent"] * rows["precision_consistent"]).fillna(0)
-    rows["right_outside"] = (rows["noisy"] * rows.get("precision_noisy", np.nan)).fillna(0)
-    is_small = rows["class"].isin(small)
-    chosen = {"all classes": rows, "large classes": rows[~is_small], "small classes": rows[is_small]}
-    return {name: _pooled(group) for name, group in chosen.items() if len(group)}
-
-
-def _pooled(rows: pd.DataFrame) -> pd.DataFrame:
-    sums = rows.groupby("iteration")[["pixels", "consistent", "noisy", "right_inside", "right_outside"]].sum()
-    parts = {
-        "share": sums["consistent"] / sums["pixels"].where(sums["pixels"] > 0),
-        "inside": sums["right_inside"] / sums["consistent"].where(sums["consistent"] > 0),
-        "outside": sums["right_outside"] / sums["noisy"].where(sums["noisy"] > 0.5),
-    }
-    return pd.DataFrame(parts).reset_index()

@@ -1,18 +1,19 @@
 """Ablations: the grid of variants x paths x maskers x seeds from one parameters file, finished cells skipped.
 
 A masker and a path make a run of their own, ``runs/<run>.<masker>.<path>/``, in which every variant is trained with
-every seed; what they share (pseudo-masks, the frozen backbone's features) is made once.
-``python -m carblib.stages.ablations params/demo.yaml`` runs the grid and writes ``runs/<run>/ablations.json``, a row per cell.
+every seed; what they share (pseudo-masks, the frozen backbone's features) is made once. The rows, one per cell, are in
+``runs/<run>/ablations.json``: ``python -m carblib.stages.ablations params/demo.yaml``.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from carblib.base import files
 from carblib.base.errors import CarbError, cli
@@ -21,15 +22,15 @@ from carblib.data.readers import Split, open_split
 from carblib.infer import predict_mask
 from carblib.params import Params, add_arguments, from_arguments
 from carblib.scenes.folders import ensure_scenes
-from carblib.stages.evaluate import evaluate_folder, evaluate_masks, evaluation_path
+from carblib.stages.evaluate import evaluate_folder, evaluate_masks, evaluation_path, evaluation_split
 from carblib.stages.pseudo_masks import export_masks
 from carblib.training.loop import Shared, share, train
 from carblib.training.state import is_done, load_trained
 
-PATHS = {  # name -> (path, crf)
-    "dual": ("dual", False),
-    "single": ("single", False),
-    "single_crf": ("single", True),
+PATHS: dict[str, dict[str, Any]] = {  # what each path sets
+    "dual": {"path": "dual", "crf": False},
+    "single": {"path": "single", "crf": False},
+    "single_crf": {"path": "single", "crf": True},
 }
 
 
@@ -66,7 +67,9 @@ def run_ablations(params: Params) -> list[dict[str, Any]]:
     quality of the masks themselves on the same images. Where the test masks are not public, the validation split is
     measured. Raises CarbError where a cell was trained with other parameters.
     """
-    rows, split = [], measured_split(params)
+    rows, split = [], evaluation_split(params)
+    if not split.has_masks:
+        raise CarbError(f"{params.data_root}: neither test_split nor val_split has masks, so nothing can be measured")
     for (masker, path), cells in grid(params).items():
         group, shared = group_params(params, masker, path), None
         for cell in cells:
@@ -80,15 +83,6 @@ def run_ablations(params: Params) -> list[dict[str, Any]]:
             files.write_json(params.run_dir / "ablations.json", rows)
             print(f"{masker}, {path}, {cell.name}: mIoU {100 * scores['miou']:.1f} %", flush=True)
     return rows
-
-
-def measured_split(params: Params) -> Split:
-    """Return the test split, or the validation split where the test masks are not public."""
-    split = open_split(params, params.test_split)
-    split = split if split.has_masks else open_split(params, params.val_split)
-    if not split.has_masks:
-        raise CarbError(f"{params.data_root}: neither test_split nor val_split has masks, so nothing can be measured")
-    return split
 
 
 def is_measured(cell: Cell, group: Params, split: Split) -> bool:
@@ -113,12 +107,12 @@ def group_params(params: Params, masker: str, path: str) -> Params:
     """The parameters of a masker and path: a run of its own that reads the same image-level labels."""
     if params.pseudo_masks:
         raise CarbError("pseudo_masks: the ablations make masks with each of ablation_maskers; leave the key empty")
-    changed: dict[str, Any] = dict(zip(("path", "crf"), PATHS[path], strict=True))
+    labels = params.labels
     if params.gate != "none":
         ensure_labels(params, open_split(params, params.train_split))
         # Relative to the project root, so that a folder of runs can be moved and its cells still count as finished.
-        changed["labels"] = params.labels or f"runs/{params.run}/labels/{params.train_split}.csv"
-    return params.updated(run=f"{params.run}.{masker}.{path}", masker=masker, **changed)
+        labels = labels or f"runs/{params.run}/labels/{params.train_split}.csv"
+    return params.updated(run=f"{params.run}.{masker}.{path}", masker=masker, labels=labels, **PATHS[path])
 
 
 def prepare(group: Params) -> Shared:
@@ -154,28 +148,23 @@ def regions_at_the_end(params: Params) -> list[dict[str, Any]]:
         balanced = [cell for cell in cells if cell.seed is not None and cell_params(cell, group).balancing]
         for variant in dict.fromkeys(cell.variant for cell in balanced):
             folders = [cell_folder(cell, group) for cell in balanced if cell.variant == variant]
-            ends = [row for folder in folders for row in _last_rows(folder / "reliability.csv")]
-            weights = [row for folder in folders for row in _last_rows(folder / "region_weights.csv")]
-            for name in dict.fromkeys(row["class"] for row in ends):
-                own = [row for row in ends if row["class"] == name]
+            weights = _at_the_end(folders, "region_weights.csv", ["weight"])
+            shares = ["share_consistent", "precision_consistent", "precision_noisy"]
+            means = _at_the_end(folders, "reliability.csv", shares).join(weights)
+            for name, values in means.iterrows():
                 row = {"masker": masker, "path": path, "variant": variant, "class": name}
-                row["weight"] = _mean(row["weight"] for row in weights if row["class"] == name)
-                keys = ("share_consistent", "precision_consistent", "precision_noisy")
-                rows.append(row | {key: _mean(row[key] for row in own) for key in keys})
+                rows.append(row | {key: None if pd.isna(value) else float(value) for key, value in values.items()})
     return rows
 
 
-def _last_rows(path: Path) -> list[dict[str, str]]:
-    if not path.exists():  # a run that was not watched (val_every: 0)
-        return []
-    with path.open() as file:
-        rows = list(csv.DictReader(file))
-    return [row for row in rows if row["iteration"] == rows[-1]["iteration"]]
-
-
-def _mean(texts: Iterable[str]) -> float | None:
-    values = [float(text) for text in texts if text]
-    return sum(values) / len(values) if values else None
+def _at_the_end(folders: Sequence[Path], name: str, columns: list[str]) -> pd.DataFrame:
+    """Mean over trainings of the last rows of a CSV, by class; no row where none was watched (val_every: 0)."""
+    paths = [folder / name for folder in folders if (folder / name).exists()]
+    frames = [pd.read_csv(path, converters={"class": str}) for path in paths]  # whatever a class is called: "nan"
+    if not frames:
+        return pd.DataFrame(columns=columns)
+    last = [frame[frame["iteration"] == frame["iteration"].max()] for frame in frames]
+    return pd.concat(last).groupby("class", sort=False)[columns].mean()
 
 
 def main() -> int:

@@ -29,6 +29,12 @@ from carblib.transforms import resize_mask
 # --- splits ------------------------------------------------------------------------------------------------------
 
 
+def evaluation_split(params: Params) -> Split:
+    """Return the split results are measured on: test, or val where the masks of test are not public."""
+    split = open_split(params, params.test_split)
+    return split if split.has_masks else open_split(params, params.val_split)
+
+
 def evaluation_path(params: Params, variant: str, split_name: str) -> Path:
     """Return runs/<run>/evaluation/<split>/<variant>.json."""
     return params.run_dir / "evaluation" / split_name / f"{variant}.json"

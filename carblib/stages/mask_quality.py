@@ -1,14 +1,12 @@
 """How good pseudo-masks are before anything is trained: the ways of making them, side by side on one split.
 
-The paper's way stands first; every other one changes one thing about it. `python -m carblib.stages.mask_quality params/x.yaml`
-writes runs/<run>/maskers.json, from which the figure and the table are drawn. What figures of single images need is
-saved by `save_similarity` and `save_examples`.
+The paper's way stands first; every other one changes one thing about it. It writes runs/<run>/maskers.json, from which
+the figure and the table are drawn: `python -m carblib.stages.mask_quality params/x.yaml`.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,12 +25,11 @@ from carblib.clip_models import ClipModel
 from carblib.data.labels import training_labels
 from carblib.data.readers import Split, open_split
 from carblib.infer import torch_device
-from carblib.masker import Masker, build_masker, pseudo_mask
+from carblib.masker import build_masker
 from carblib.metrics import confusion, iou, mean_of
 from carblib.params import Params, add_arguments, from_arguments
-from carblib.stages.evaluate import resize_mask
 from carblib.stages.pseudo_masks import middle_scale, tiled_local_masks
-from carblib.transforms import load_sized
+from carblib.transforms import load_sized, resize_mask
 
 LOCAL = "local_views"
 # What each way changes about the paper's masker on the whole image. Windows get their size from CLIP itself.
@@ -108,8 +105,12 @@ def _measure(params: Params, split: Split, chosen: list[int], labels: Tensor, lo
     total = np.zeros((classes, classes + 1), np.int64)
     for i in chosen:
         image, truth = load_sized(split.image(i), params.image_size).to(device), split.mask(i)
-        started = time.perf_counter()
-        mask = _mask(masker, image, labels[i].to(device), params, local)
+        present, started = labels[i].to(device), time.perf_counter()
+        if local:
+            mask = tiled_local_masks(masker, image, present, params.patch, middle_scale(params))
+        else:
+            mask = masker(image[None], present[None], params.image_size)[0]
+        mask = mask.cpu().numpy()  # waits for the device
         times.append(time.perf_counter() - started)
         total += confusion(resize_mask(mask, truth.shape), truth, classes)
     values = iou(total)
@@ -123,65 +124,8 @@ def _measure(params: Params, split: Split, chosen: list[int], labels: Tensor, lo
     }
 
 
-def _mask(masker: Masker, image: Tensor, labels: Tensor, params: Params, local: bool) -> np.ndarray:
-    if local:
-        mask = tiled_local_masks(masker, image, labels, params.patch, middle_scale(params))
-    else:
-        mask = masker(image[None], labels[None], params.image_size)[0]
-    return mask.cpu().numpy()
-
-
 def _plain(value: Any) -> float | None:
     return None if np.isnan(value) else float(value)
-
-
-@torch.inference_mode()
-def save_similarity(params: Params, split: Split, maps: int = 5) -> Path:
-    """Save CLIP's similarity maps of the image with most classes by its labels, and its pseudo-mask, for the figure.
-
-    Writes runs/<run>/similarity_maps.npz and returns its path: split, name; words (K,) of at most `maps` classes, small
-    ones first; similarity (K, h, w) float32 cosine; mask (H, W) uint8.
-    """
-    device, small = torch_device(params), split.class_set.small_ids
-    masker, labels = build_masker(params, device), training_labels(params, split)
-    i = int(labels.sum(1).argmax())
-    present = np.flatnonzero(labels[i])
-    own = [c for c in present if c in small][: max(1, maps // 2 + 1)]
-    shown = [*own, *[c for c in present if c not in small]][:maps]
-    image = load_sized(split.image(i), params.image_size).to(device)
-    saved = {
-        "split": np.array(split.name),
-        "name": np.array(split.names[i]),
-        "words": np.array([split.class_set.words[c][0] for c in shown]),
-        "similarity": masker.similarity(image[None])[0].float().cpu().numpy()[shown],
-        "mask": _mask(masker, image, torch.from_numpy(labels[i]).to(device), params, False),
-    }
-    return _save(params.run_dir / "similarity_maps.npz", saved)
-
-
-@torch.inference_mode()
-def save_examples(params: Params, split: Split, chosen: Mapping[str, str]) -> Path:
-    """Save masks made without image-level labels of some images {rule: name}, to be shown beside those made with them.
-
-    Writes runs/<run>/mask_examples.npz and returns its path: split; rules and names (N,); no_labels (N, H, W) uint8.
-    The other masks are those of `pseudo_masks.export_masks`.
-    """
-    device = torch_device(params)
-    masker, masks = build_masker(params, device), []
-    for name in chosen.values():
-        image = load_sized(split.image(split.names.index(name)), params.image_size).to(device)
-        similarity = masker.similarity(image[None])
-        masks.append(pseudo_mask(similarity, None, params.image_size, "none")[0].cpu().numpy())
-    names = {"rules": np.array(list(chosen)), "names": np.array(list(chosen.values()))}
-    saved = {"split": np.array(split.name), **names, "no_labels": np.stack(masks)}
-    return _save(params.run_dir / "mask_examples.npz", saved)
-
-
-def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> Path:
-    data = io.BytesIO()
-    np.savez_compressed(data, **arrays)
-    files.write_bytes(path, data.getvalue())
-    return path
 
 
 def main() -> int:

@@ -11,6 +11,8 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
+import pandas as pd
+
 from carblib.base import files
 from carblib.base.errors import CarbError
 from carblib.loss import LossParts
@@ -35,10 +37,7 @@ class TrainingLog:
 
     def __init__(self, folder: Path, iteration: int, tensorboard: bool = False):
         self.path, self.started = folder / "log.csv", time.time()
-        rows = []
-        if self.path.exists() and iteration:
-            with self.path.open() as file:
-                rows = [row for row in csv.DictReader(file) if int(row["iteration"]) <= iteration]
+        rows = _rows_until(self.path, iteration) if iteration else []
         self.seconds_before = float(rows[-1]["seconds"]) if rows else 0.0
         files.write_csv(self.path, rows, LOG_COLUMNS)
         self.events = None
@@ -80,8 +79,12 @@ class TrainingLog:
 
 def append_rows(path: Path, rows: list[dict]) -> None:
     """Add rows to a CSV; rows of the same or a later iteration (written by a run that was then killed) are replaced."""
-    kept = []
-    if path.exists():
-        with path.open() as file:
-            kept = [row for row in csv.DictReader(file) if int(row["iteration"]) < rows[0]["iteration"]]
-    files.write_csv(path, [*kept, *rows])
+    files.write_csv(path, [*_rows_until(path, rows[0]["iteration"] - 1), *rows])
+
+
+def _rows_until(path: Path, iteration: int) -> list[dict[str, str]]:
+    """Read the rows of a CSV up to an iteration, as text, so that they are written back to the letter."""
+    if not path.exists():
+        return []
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    return frame[frame["iteration"].astype(int) <= iteration].to_dict("records")

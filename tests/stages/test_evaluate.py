@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -12,7 +13,14 @@ from PIL import Image
 from carblib.base.errors import CarbError
 from carblib.data.readers import open_split
 from carblib.metrics import confusion, iou
-from carblib.stages.evaluate import class_rows, evaluate_folder, evaluate_masks, evaluation_path, main
+from carblib.stages.evaluate import (
+    class_rows,
+    evaluate_folder,
+    evaluate_masks,
+    evaluation_path,
+    evaluation_split,
+    main,
+)
 
 CLASSES = 4
 
@@ -50,6 +58,13 @@ def test_a_split_is_measured_and_written(camvid):
     assert [row["class"] for row in rows][-2:] == ["miou", "small_miou"] and len(rows) == 13
     assert float(rows[3]["iou"]) == pytest.approx(result["iou"][3]) and rows[2]["small"] == "True"
     assert class_rows(result)[0]["truth_pixels"] == total[0].sum()
+
+
+def test_hidden_test_masks_leave_the_validation_split(camvid, tmp_path):
+    params = camvid[0]
+    assert evaluation_split(params).name == "test"
+    shutil.rmtree(tmp_path / "camvid" / "testannot")
+    assert evaluation_split(params).name == "val"
 
 
 def test_a_mask_of_another_size_is_refused_or_resized(camvid):
@@ -100,7 +115,9 @@ def test_a_folders_evaluation_has_a_name_of_its_own(camvid, tmp_path, monkeypatc
     assert [result["variant"] for result in results] == ["plain", "paper", "paper"]
     assert results[0]["miou"] == 1 > results[1]["miou"]
     assert results[1]["folder"] == "runs/r/predictions/paper/test"
-    with pytest.raises(CarbError, match=r"paper\.json: is the evaluation of runs/r/predictions/paper/test, .*--variant"):
+    with pytest.raises(
+        CarbError, match=r"paper\.json: is the evaluation of runs/r/predictions/paper/test, .*--variant"
+    ):
         measured(folders[2])
     assert measured(folders[2], "--variant", "theirs")["folder"] == str(folders[2])
     # A network's own evaluation, made without any folder, may be made anew from its predictions, and from no other.

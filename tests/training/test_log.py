@@ -12,7 +12,7 @@ import torch
 from carblib.base.errors import CarbError
 from carblib.loss import LossParts
 from carblib.training import log as training_log
-from carblib.training.log import LOG_COLUMNS, TrainingLog, check_tensorboard
+from carblib.training.log import LOG_COLUMNS, TrainingLog, append_rows, check_tensorboard
 
 
 def parts(base: float, weight: float = math.nan) -> LossParts:
@@ -62,6 +62,20 @@ def test_rows_after_the_resumed_iteration_are_dropped_and_time_goes_on(tmp_path:
     assert 200 <= float(rows(tmp_path)[2]["seconds"]) < 260
     write(tmp_path, [1])
     assert len(rows(tmp_path)) == 1, "a training that starts anew keeps no rows"
+
+
+def test_kept_rows_stay_as_they_were_to_the_letter(tmp_path: Path) -> None:
+    head = ",".join(LOG_COLUMNS)
+    kept = "2,1e-05,0.1,nan,0,0.30000000000000004,nan,0.75,1.0,007.50,,inf"
+    (tmp_path / "log.csv").write_text(f"{head}\n{kept}\n3,{'0,' * 10}0\n")
+    TrainingLog(tmp_path, 2)
+    assert (tmp_path / "log.csv").read_bytes().decode() == f"{head}\n{kept}\n"
+
+    path = tmp_path / "reliability.csv"
+    path.write_text('iteration,class,share\n2,"a,b",0.10\n2,nan,\n4,car,1\n')
+    append_rows(path, [{"iteration": 4, "class": "car", "share": 0.5}])
+    append_rows(path, [{"iteration": 6, "class": "car", "share": None}])
+    assert path.read_bytes().decode() == 'iteration,class,share\n2,"a,b",0.10\n2,nan,\n4,car,0.5\n6,car,\n'
 
 
 def test_tensorboard_sees_what_the_csv_holds(tmp_path: Path) -> None:
