@@ -1,4 +1,4 @@
-"""Words for what a run holds: variants, paths, datasets; the same in every legend, table, caption and page."""
+"""Words for what a run holds: numbers, datasets, paths; the same in every legend, table, caption and page."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import math
 from carblib.params import Params
 
 COLUMN, PAGE = 3.25, 6.875  # inches
-
-
 DATA_NAMES = {
     "scenes": "rendered scenes",
     "camvid": "CamVid",
@@ -44,9 +42,6 @@ def data_name(params: Params) -> str:
 def truth_name(params: Params) -> str:
     """Return what the reference masks are: exact masks of rendered scenes, or ground truth (human annotation)."""
     return "exact mask" if params.dataset == "scenes" else "ground truth"
-
-
-# Words for the variants in every legend, table and grid, in reading order: from CLIP's masks to the true-mask ceiling.
 
 
 def path_label(path: str) -> str:

@@ -88,7 +88,9 @@ def run_ablations(params: Params) -> list[dict[str, Any]]:
 def is_measured(cell: Cell, group: Params, split: Split) -> bool:
     """Tell whether a cell is finished; CarbError if it was trained with other parameters."""
     path = evaluation_path(group, cell.name, split.name)
-    if not path.exists() or cell.seed is not None and not is_done(cell_folder(cell, group), cell_params(cell, group)):
+    if not path.exists():
+        return False
+    if cell.seed is not None and not is_done(cell_folder(cell, group), cell_params(cell, group)):
         return False
     return files.read_json(path)["images"] == len(split)
 
