@@ -157,11 +157,7 @@ def main() -> int:
     if arguments.crf:
         params = params.updated(crf=True, path="single")
     print(export_masks(params, arguments.split or params.train_split, arguments.processes, arguments.local))
-    needed = []
-    if own.path != "single":
-        needed.append("-p path single")
-    if params.crf and not own.crf:
-        needed.append("-p crf true")
+    needed = ["-p path single"] * (own.path != "single") + ["-p crf true"] * (params.crf != own.crf)
     if needed and not arguments.local:
         print(f"a training reads them with {' '.join(needed)} -p run {params.run}")
     return 0
