@@ -62,7 +62,7 @@ def run(evaluations: dict | None = None, inside: float = 0.8, weight: float = 0.
     logs = {variant: log for variant in reliability}
     return RunResults(
         folder=Path("runs/x"),
-        params=Params(),
+        params=Params(classes="camvid"),
         evaluations=evaluations or {},
         validation={"ceiling": evaluation("ceiling", [0.6] * 11) | {"split": "val"}},
         analysis=None,
