@@ -20,8 +20,9 @@ from carblib.transforms import load_sized
 def params(tmp_path: Path, random_clip_file: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
     monkeypatch.setenv("CARB_HOME", str(tmp_path))
     write_scenes(tmp_path / "scenes", "val", 3, size=(64, 128), processes=1)
+    data = {"dataset": "scenes", "classes": "camvid", "root": str(tmp_path / "scenes")}
     small = {"image_size": (64, 128), "crop": (64, 128), "patch": (32, 32)}
-    return Params(run="t", root=str(tmp_path / "scenes"), clip=str(random_clip_file), gate="none", **small)
+    return Params(run="t", clip=str(random_clip_file), gate="none", **data, **small)
 
 
 def test_what_the_figures_of_single_images_need_is_saved(params: Params) -> None:
