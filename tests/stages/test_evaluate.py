@@ -100,7 +100,9 @@ def test_a_folders_evaluation_has_a_name_of_its_own(camvid, tmp_path, monkeypatc
     assert [result["variant"] for result in results] == ["plain", "paper", "paper"]
     assert results[0]["miou"] == 1 > results[1]["miou"]
     assert results[1]["folder"] == "runs/r/predictions/paper/test"
-    with pytest.raises(CarbError, match=r"paper\.json: is the evaluation of runs/r/predictions/paper/test, .*--variant"):
+    with pytest.raises(
+        CarbError, match=r"paper\.json: is the evaluation of runs/r/predictions/paper/test, .*--variant"
+    ):
         measured(folders[2])
     assert measured(folders[2], "--variant", "theirs")["folder"] == str(folders[2])
     # A network's own evaluation, made without any folder, may be made anew from its predictions, and from no other.
