@@ -11,6 +11,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from carblib.base.errors import CarbError, nearest
 
 Colour = tuple[int, int, int]
@@ -40,6 +42,12 @@ class ClassSet:
             hint = nearest(name, self.names) or f"its classes are {', '.join(self.names)}"
             raise CarbError(f"class set {self.name}: no class '{name}'; {hint}")
         return self.names.index(name)
+
+    def labels(self, *names: str) -> np.ndarray:
+        """Return image-level labels (C,) bool of the classes named. Raises CarbError naming the nearest class."""
+        present = np.zeros(len(self), bool)
+        present[[self.index(name) for name in names]] = True
+        return present
 
     @property
     def small_ids(self) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -173,6 +174,18 @@ def build_masker(params: Params, device: str | torch.device = "cpu") -> Masker:
         scales=params.mask_scales,
         flip=params.mask_flip,
     ).to(device)
+
+
+@torch.inference_mode()
+def mask_image(masker: Masker, image: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
+    """Return the pseudo-mask (H, W) uint8 train ids of one image (H, W, 3) uint8 RGB, at its size.
+
+    labels: (C,) bool image-level labels, as `ClassSet.labels` makes them; None = every class competes.
+    """
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].to(masker.mean.device)
+    present = None if labels is None else torch.from_numpy(labels)[None]
+    gate = "none" if labels is None else masker.gate
+    return pseudo_mask(masker.similarity(pixels), present, tuple(image.shape[:2]), gate)[0].cpu().numpy()
 
 
 def pseudo_mask(similarity: Tensor, labels: Tensor | None, size: Size, gate: str = "labels") -> Tensor:
