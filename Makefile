@@ -24,16 +24,16 @@ help:
 	@echo "make clean     caches and build leftovers; data/, runs/ and .venv stay"
 
 demo: install
-	$(PY) -m carblib.run.batch params/demo.yaml
+	$(PY) -m carblib demo
 
 test: install
 	$(PY) -m pytest $(ARGS)
 
 figures: install
-	$(PY) -m carblib.figures.draw $(RUN)
+	$(PY) -m carblib figures $(RUN)
 
 notebooks: install
-	$(PY) -m carblib.run.headless $(RUN)
+	$(PY) -m carblib notebooks $(RUN)
 
 lab: install
 	$(PY) -m jupyterlab --ip=127.0.0.1 $(AS_ROOT) notebooks

@@ -185,9 +185,7 @@ def _find(name: str, folder: str) -> tuple[Path, str]:
     path = SMALL_CLIP if name == "small" else resolve(name)
     if not path.is_file():
         if name == "small":
-            raise CarbError(
-                f"{path}: the embedded CLIP is missing; reinstall, or run python -m carblib.scenes.pretrain_clip"
-            )
+            raise CarbError(f"{path}: the embedded CLIP is missing; reinstall, or run carb pretrain clip")
         known = ["small", *clip.available_models()]
         hint = nearest(name, known) or "known are " + ", ".join(known)
         raise CarbError(f"clip '{name}': neither a file nor a known model; {hint}")

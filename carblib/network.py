@@ -193,7 +193,7 @@ def load_backbone_weights(backbone: nn.Module, name: str, source: str) -> KeyRep
         return load_weights(backbone, _download(name), f"torchvision's {name}", spare)
     path = SMALL_BACKBONE if source == "small" else resolve(source)
     if source == "small" and not path.is_file():
-        raise CarbError(f"{path}: no such file; make it with python -m carblib.scenes.pretrain_backbone")
+        raise CarbError(f"{path}: no such file; make it with carb pretrain backbone")
     return load_weights(backbone, read_weights(path), str(path), spare)
 
 

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-import argparse
+import json
 import os
 import re
+import shlex
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from carblib.base.errors import CarbError, nearest, refusals
 from carblib.base.files import read_yaml
@@ -56,10 +67,18 @@ NOT_TRAINING = frozenset(
 )
 
 
+@dataclass(frozen=True)
+class _Origin:
+    # Where parameters were read; left out of comparisons, so that equal keys make equal parameters.
+    file: str = field(default="PARAMS_FILE", compare=False)
+    overrides: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+
 class Params(BaseModel):
     """Everything a run depends on. Sizes are [H, W] in pixels; folders are relative to the project root."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
+    _origin: _Origin = PrivateAttr(default_factory=_Origin)
 
     # Data
     run: str = Field("demo", description="name of the run: results in runs/<run>, figures in figures/<run>")
@@ -150,7 +169,7 @@ class Params(BaseModel):
     infer_flip: bool = Field(False, description="average with the flipped image")
     bootstrap: int = Field(1000, ge=0, description="bootstrap resamples of images for intervals; 0 = none")
 
-    # Ablations (python -m carblib.stages.ablations): every combination is trained and measured
+    # Ablations (carb ablate): every combination is trained and measured
     ablation_variants: AblationVariants = Field(TRAINED, description="trainings")
     ablation_paths: AblationPaths = Field(("single", "single_crf", "dual"), description="global pseudo-masks")
     ablation_maskers: Maskers = Field(("value_path",), description="what is done in CLIP's last block")
@@ -223,13 +242,32 @@ class Params(BaseModel):
 
     def updated(self, **overrides: Any) -> Params:
         """Return a copy with some keys changed, validated as a whole. Raises CarbError."""
-        return _validated({**self.model_dump(), **overrides}, f"parameters of run {self.run}")
+        changed = _validated({**self.model_dump(), **overrides}, f"parameters of run {self.run}")
+        new = {key: value for key, value in overrides.items() if getattr(changed, key) != getattr(self, key)}
+        changed._origin = _Origin(self._origin.file, {**self._origin.overrides, **new})
+        return changed
 
     def variant(self, name: str) -> Params:
         """Return the parameters of a named training of `carblib.variants`: plain, glv, carb, paper, ours, ceiling."""
         if name not in TRAINED:
             raise CarbError(f"no variant '{name}'; {nearest(name, TRAINED) or 'known are ' + ', '.join(TRAINED)}")
-        return self.updated(**VARIANTS[name].overrides)
+        params = self.updated(**VARIANTS[name].overrides)
+        params._origin = self._origin  # a training's command names the variant, not what it overrides
+        return params
+
+    def command(self, name: str, *more: str) -> str:
+        """Return the command line that does something with these parameters: `carb masks params/demo.yaml -p run x`.
+
+        `name` is the sub-command and `more` its options; what a shell would change is quoted. Parameters that no file
+        was read for stand as PARAMS_FILE.
+        """
+        # JSON is the YAML that -p takes: true, null, [1, 2].
+        texts = {
+            key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            for key, value in self._origin.overrides.items()
+        }
+        overrides = [word for key, text in texts.items() for word in ("-p", key, text)]
+        return shlex.join(["carb", *name.split(), self._origin.file, *overrides, *more])
 
     def training_dump(self) -> dict[str, Any]:
         """Return the keys that trained weights depend on, as plain types: a run resumes only if they are the same."""
@@ -297,7 +335,9 @@ def load_params(path: str | os.PathLike[str], overrides: Mapping[str, Any] | Non
     for a missing or malformed file, unknown keys (with the nearest right one), wrong values and keys that disagree.
     """
     overrides = dict(overrides or {})
-    return _validated({**_read_yaml(path), **overrides}, str(path), overrides)
+    params = _validated({**_read_yaml(path), **overrides}, str(path), overrides)
+    params._origin = _Origin(os.fspath(path), overrides)
+    return params
 
 
 def notebook_params(namespace: Mapping[str, Any]) -> Params:
@@ -319,17 +359,6 @@ def notebook_params(namespace: Mapping[str, Any]) -> Params:
         foreign = set(literals) - set(Params.model_fields)
         hint = " (made by a later cell? restart the kernel)" if foreign and is_live() else ""
         raise CarbError(f"{error}{hint}") from None
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give a command the arguments `params_file` and `-p KEY VALUE`, as papermill has them."""
-    parser.add_argument("params_file", help="YAML of the run, such as params/demo.yaml")
-    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="change one key")
-
-
-def from_arguments(arguments: argparse.Namespace) -> Params:
-    """Return the parameters a command was given through `add_arguments`."""
-    return load_params(arguments.params_file, dict(arguments.p))
 
 
 def _read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -280,7 +280,7 @@ def test_an_unknown_backbone_names_the_nearest():
 
 def test_the_embedded_backbone_loads():
     if not SMALL_BACKBONE.is_file():
-        pytest.skip("the embedded backbone has not been trained yet: python -m carblib.scenes.pretrain_backbone")
+        pytest.skip("the embedded backbone has not been trained yet: carb pretrain backbone")
     net = build_network(Params().updated(backbone="small", backbone_weights="small", input_scale=1), text()).eval()
     assert net(pixels(1, 3, 40, 48)).isfinite().all()
 

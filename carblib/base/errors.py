@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from typing import NoReturn
+from collections.abc import Iterable, Iterator
 
 # What to do about what the system refuses; anything else is a matter of the path.
 _REMEDIES = {
@@ -64,20 +62,3 @@ def nearest(word: str, options: Iterable[str]) -> str:
     by_lower = {option.lower(): option for option in options}
     found = difflib.get_close_matches(str(word).lower(), list(by_lower), n=1, cutoff=0.6)
     return f"did you mean '{by_lower[found[0]]}'?" if found else ""
-
-
-def cli(main: Callable[[], int | None]) -> NoReturn:
-    """Run a command's `main` and exit with its code; Ctrl-C exits 130.
-
-    A CarbError, or a file the system refuses (no permission, a full disk), prints one line and exits 2.
-    """
-    try:
-        with refusals():
-            code = main()
-    except CarbError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = 130
-    sys.exit(code or 0)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import torch
 import yaml
 from PIL import Image, ImageOps
 
@@ -105,6 +104,8 @@ def write_image(path: PathLike, image: np.ndarray) -> None:
 
 def save_torch(path: PathLike, obj: Any) -> None:
     """Write tensors and plain containers atomically in torch's format; `load_torch` reads them back."""
+    import torch  # takes seconds, and few commands read or write tensors
+
     # Into memory first: where the disk refuses, torch raises errors of its own that hide the reason.
     data = io.BytesIO()
     torch.save(obj, data)
@@ -165,6 +166,8 @@ def load_torch(path: PathLike) -> Any:
 
     Raises CarbError for a missing or truncated file and for a pickle that holds anything but tensors and containers.
     """
+    import torch
+
     path = _existing(path)
     if not path.stat().st_size:
         raise CarbError(f"{path}: empty, 0 bytes; download or copy it again")

@@ -67,7 +67,7 @@ class TrainDataset(Dataset):
             if lacking:
                 raise CarbError(
                     f"{mask_path(self.folder, split.names[lacking[0]])}: no such pseudo-mask ({len(lacking)} missing); "
-                    f"make them with python -m carblib.stages.pseudo_masks <params file> --split {split.name}"
+                    f"make them with {params.command('masks', '--split', split.name)}"
                 )
         # Without random resizing every epoch starts from the same sized image: decode it once if memory allows.
         self.size = params.image_size

@@ -1,13 +1,12 @@
 """Image-level labels: which classes an image holds. The only supervision that training reads besides the images.
 
 An open format: CSV with the header `name,<class>,…` and one row of 0/1 per image. It is derived once from masks
-(`python -m carblib.data.labels params/x.yaml --split train`), or written by the user without any masks (`--blank` makes the
+(`carb labels params/x.yaml --split train`), or written by the user without any masks (`--blank` makes the
 file with 0 everywhere, to be filled in), or converted from the official code's pickled .npy (`--from-npy`).
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,13 +14,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from carblib.base.errors import CarbError, cli, nearest
+from carblib.base.errors import CarbError, nearest
 from carblib.base.files import read_json, write_csv, write_json
 from carblib.base.progress import bar_options
 from carblib.classes import ClassSet
 from carblib.data.npy_labels import read_npy_labels
-from carblib.data.readers import IMAGE_SUFFIXES, Split, open_split
-from carblib.params import Params, add_arguments, from_arguments, resolve
+from carblib.data.readers import IMAGE_SUFFIXES, Split
+from carblib.params import Params, resolve
 
 # What derived labels depend on; kept beside them, so that labels of other masks are not taken for these.
 _SOURCE_KEYS = ("dataset", "root", "classes", "scenes_seed")
@@ -81,16 +80,16 @@ def read_labels(path: Path, class_set: ClassSet, names: Sequence[str]) -> np.nda
         found[name] = [value == "1" for value in values]
     missing = [name for name in names if name not in found]
     if missing:
-        raise CarbError(f"{path}: no line for image '{missing[0]}' ({len(missing)} missing); add it, or {_AGAIN}")
+        raise CarbError(
+            f"{path}: no line for image '{missing[0]}' ({len(missing)} missing); add it, or delete the file to have it "
+            "derived anew"
+        )
     return np.array([found[name] for name in names], bool).reshape(len(names), len(class_set))
-
-
-_AGAIN = "delete the file and run python -m carblib.data.labels"
 
 
 def _read_rows(path: Path, class_set: ClassSet) -> tuple[list[list[str]], dict[str, int]]:
     if not path.is_file():
-        raise CarbError(f"{path}: no such file of image-level labels; make it with python -m carblib.data.labels")
+        raise CarbError(f"{path}: no such file of image-level labels; carb labels makes it")
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             rows = [row for row in csv.reader(file) if row]
@@ -130,12 +129,12 @@ def ensure_labels(params: Params, split: Split) -> Path:
     note = path.with_suffix(".json")
     if path.is_file():
         if note.is_file() and read_json(note) != source:
-            raise CarbError(f"{path}: derived from other masks than those of {params.root}; {_AGAIN}")
+            raise CarbError(f"{path}: derived from other masks than those of {params.root}; delete it")
         return path
     if not split.has_masks:
         raise CarbError(
             f"{path}: no image-level labels, and split '{split.name}' has no masks to derive them from; "
-            f"python -m carblib.data.labels <params file> --split {split.name} --blank writes the file with 0 everywhere, "
+            f"{params.command('labels', '--split', split.name, '--blank')} writes the file with 0 everywhere, "
             f"fill in 1 for each class an image holds; or set gate: none; for masks {split.mask_note}"
         )
     write_json(note, source)
@@ -207,42 +206,16 @@ def blank_labels(split: Split) -> dict[str, np.ndarray]:
     return {name: np.zeros(len(split.class_set), bool) for name in split.names}
 
 
-def _write_given(path: Path, params: Params, labels: Mapping[str, np.ndarray], class_set: ClassSet) -> None:
-    # Labels that are not derived: no note says of which masks, and one of labels that were deleted must not stay.
+def write_given(params: Params, split: Split, labels: Mapping[str, np.ndarray]) -> Path:
+    """Write labels that are not derived, name → (C,) of 0/1, as those of a split, and return their path.
+
+    Raises CarbError where the split has a file of labels.
+    """
+    path = labels_path(params, split.name)
+    if path.exists():
+        raise CarbError(f"{path}: is there already; delete it first")
+    # No note says of which masks they are, and one of labels that were deleted must not stay.
     if path.parent == params.run_dir / "labels":
         path.with_suffix(".json").unlink(missing_ok=True)
-    write_labels(path, labels, class_set)
-
-
-def main() -> int:
-    """Make a split's file of image-level labels, from its masks or from the official .npy, or blank to fill in."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    add_arguments(parser)
-    parser.add_argument("--split", help="split of the dataset; default: the train split")
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--from-npy", metavar="FILE", help="the official code's pickled labels of this split")
-    source.add_argument("--blank", action="store_true", help="write 0 for every image and class, to be filled in")
-    arguments = parser.parse_args()
-    params = from_arguments(arguments)
-    split = open_split(params, arguments.split or params.train_split)
-    path = labels_path(params, split.name)
-    if path.exists() and (arguments.blank or arguments.from_npy):
-        what = f"convert {arguments.from_npy} anew" if arguments.from_npy else "start from a blank one"
-        raise CarbError(f"{path}: is there already; delete it to {what}")
-    if arguments.blank:
-        _write_given(path, params, blank_labels(split), split.class_set)
-        print(f"{path}: {len(split)} images; write 1 for each class an image holds")
-        return 0
-    if arguments.from_npy:
-        converted = convert_official(arguments.from_npy, split.class_set, split.names)
-        _write_given(path, params, converted, split.class_set)
-    else:
-        path = ensure_labels(params, split)
-    labels = read_labels(path, split.class_set, split.names)
-    mean = labels.sum(1).mean()
-    print(f"{path}: {len(labels)} images, on average {mean:.1f} of {labels.shape[1]} classes")
-    return 0
-
-
-if __name__ == "__main__":
-    cli(main)
+    write_labels(path, labels, split.class_set)
+    return path

@@ -319,7 +319,7 @@ def read_network(path: Path, class_set: ClassSet) -> torch.nn.Module:
         network, trained = load_trained(path)
     except CarbError as error:
         official = path.suffix == ".pth" and path.is_file()
-        hint = "; official files are turned into ours by python -m carblib.training.official import" if official else ""
+        hint = "; official files are turned into ours by carb checkpoints import" if official else ""
         raise NetworkError(f"{error}{hint}") from error
     if trained.class_set.names != class_set.names:
         raise NetworkError(

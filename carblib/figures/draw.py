@@ -1,4 +1,4 @@
-"""All figures and tables of a run, from saved results, without running a model: `python -m carblib.figures.draw runs/demo`.
+"""All figures and tables of a run, from saved results, without running a model: `carb figures runs/demo`.
 
 The drawing functions take plain arrays and are gathered here for notebooks: charts of the data (`figures_data`) and of
 the scores (`figures_scores`, `figures_ablations`), curves (`figures_curves`), pictures (`figures_images`).
@@ -8,14 +8,11 @@ the scores (`figures_scores`, `figures_ablations`), curves (`figures_curves`), p
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from carblib.base.errors import CarbError, cli, nearest
-from carblib.base.files import read_json
+from carblib.base.errors import CarbError, nearest
 from carblib.figures.all import FIGURES
 from carblib.figures.captions import save_figure
 from carblib.figures.chart_ablations import ablation_plot
@@ -29,7 +26,7 @@ from carblib.figures.chart_data import (
 )
 from carblib.figures.chart_scores import confusion_matrix, gain_over, iou_bars, masker_comparison, object_size_curves
 from carblib.figures.grids import GridRow, pick_rows, qualitative_grid, region_maps, similarity_panel
-from carblib.params import Params, load_params, project_root
+from carblib.params import Params, project_root
 from carblib.results.saved import Missing, RunResults, class_groups, load_results
 from carblib.results.tables import write_tables
 
@@ -107,31 +104,3 @@ def draw_all(results: RunResults, out: str | Path | None = None, only: Sequence[
 
 def _folder(results: RunResults, out: str | Path | None) -> Path:
     return Path(out) if out else project_root() / "figures" / results.run
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Make all figures and tables of a run; return 1 when results that are there could not be read."""
-    parser = argparse.ArgumentParser(
-        prog="python -m carblib.figures.draw", description="Make all figures and tables of a run."
-    )
-    parser.add_argument("run_dir", help="folder of the run's results, e.g. runs/demo")
-    parser.add_argument("--params", help="parameters of the run; default: params.yaml in its folder")
-    parser.add_argument("--out", help="folder for the figures; default: figures/<run>")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these figures, no tables")
-    parser.add_argument("--contrast", help="JSON of an object-centric dataset's statistics, shown beside this data's")
-    options = parser.parse_args(argv)
-    results = load_results(options.run_dir, load_params(options.params) if options.params else None)
-    if options.contrast:
-        results = dataclasses.replace(results, contrast=read_json(options.contrast))
-    outcomes = draw_all(results, options.out, options.only)
-    for outcome in outcomes:
-        state = outcome.path or f"{'NOT READABLE' if outcome.damaged else 'not made'}: {outcome.reason}"
-        print(f"{outcome.name:24} {state}")
-    if not options.only:
-        for path in write_tables(results, _folder(results, options.out)):
-            print(f"{path.stem:24} {path}")
-    return 1 if any(outcome.damaged for outcome in outcomes) else 0
-
-
-if __name__ == "__main__":
-    cli(main)

@@ -90,9 +90,7 @@ def load_results(folder: str | Path, params: Params | None = None) -> RunResults
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise CarbError(
-            f"{folder}: no such run folder; run the notebooks first (python -m carblib.run.batch params/demo.yaml)"
-        )
+        raise CarbError(f"{folder}: no such run folder; run the notebooks first (carb batch params/demo.yaml)")
     params = params or run_params(folder)
     measured = read_evaluations(folder, params)
     weights = _frames(folder, "region_weights.csv", REGION_WEIGHT_COLUMNS)

@@ -1,13 +1,11 @@
 """Tables fit for a paper, as LaTeX (booktabs), CSV and Markdown: best and second-best marked, intervals given.
 
 `comparison_table` compares the variants of a run, `ablation_table` and `masker_table` say the same as their figures.
-`python -m carblib.results.tables runs/demo` writes all whose results exist into figures/<run>/; so does
-`carblib.figures.draw`.
+`carb figures runs/demo` writes all whose results exist into figures/<run>/, with `--tables` nothing else.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import re
 from collections.abc import Sequence
@@ -18,11 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from carblib.base.errors import cli
 from carblib.base.files import write_text
 from carblib.classes import ClassSet
-from carblib.params import load_params, project_root
-from carblib.results.saved import RunResults, load_results, numbers
+from carblib.results.saved import RunResults, numbers
 from carblib.results.words import data_name, path_label, percent
 from carblib.variants import abbreviations, in_order, variant_label
 
@@ -263,23 +259,3 @@ def comparison_markdown(results: RunResults) -> str:
     """Return the comparison table of a run as Markdown, or a sentence where nothing was evaluated yet."""
     tables = run_tables(results)
     return tables["comparison"].markdown() if "comparison" in tables else "Nothing was evaluated yet."
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write a run's tables."""
-    parser = argparse.ArgumentParser(prog="python -m carblib.results.tables", description="Write a run's tables.")
-    parser.add_argument("run_dir", help="folder of the run's results, e.g. runs/demo")
-    parser.add_argument("--params", help="parameters of the run; default: params.yaml in its folder")
-    parser.add_argument("--out", help="folder for the tables; default: figures/<run>")
-    options = parser.parse_args(argv)
-    results = load_results(options.run_dir, load_params(options.params) if options.params else None)
-    folder = Path(options.out) if options.out else project_root() / "figures" / results.run
-    written = write_tables(results, folder)
-    print(*written, sep="\n")
-    if not written:
-        print("no table yet: notebooks 02_pseudo_masks and 04_small_object_evaluation make the results")
-    return 0
-
-
-if __name__ == "__main__":
-    cli(main)

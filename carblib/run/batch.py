@@ -1,6 +1,6 @@
 """Batch runs: the ordered notebooks over one parameters file per dataset, headless, through papermill.
 
-    python -m carblib.run.batch params/demo.yaml params/camvid_small.yaml [-p key value]
+    carb batch params/demo.yaml params/camvid_small.yaml [-p KEY VALUE]
 
 A notebook counts as finished when papermill returned *and* the notebook's own closing cell wrote its done marker: after
 a killed kernel every cell of the saved notebook says "completed", so nothing else can be trusted. What is finished with
@@ -9,7 +9,6 @@ the same parameters is skipped; what was interrupted goes on from its last check
 
 from __future__ import annotations
 
-import argparse
 import logging
 import time
 from collections.abc import Sequence
@@ -18,7 +17,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from carblib.base import errors
 from carblib.base.errors import CarbError, one_line
 from carblib.figures import draw as figures
 from carblib.params import Params, load_params, project_root, resolve
@@ -156,30 +154,20 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
-def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m carblib.run.batch", description="Run the notebooks on each dataset."
-    )
-    parser.add_argument("params", nargs="+", help="parameters files, one per dataset (params/demo.yaml)")
-    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), dest="overrides",
-                        help="change one parameter in every file; may be given again")  # fmt: skip
-    parser.add_argument("--notebooks", nargs="+", default=[], metavar="NAME", help="only these, as in 01 02")
-    parser.add_argument("--force", action="store_true", help="run also what is finished")
-    return parser.parse_args(argv)
+def run_batch(
+    params_files: Sequence[str], overrides: dict[str, str], wanted: Sequence[str] = (), force: bool = False
+) -> int:
+    """Run the notebooks `wanted` of every parameters file; return 0, or 1 when a dataset failed, or 130 after Ctrl-C.
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run everything asked for; return 0, or 1 when a dataset failed, or 130 after Ctrl-C."""
-    options = arguments(argv)
+    `overrides` are text, which Params converts, here and in the notebooks; `force`: run also what is finished.
+    """
     logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of every parameter that is only in the file
-    overrides = dict(options.overrides)  # as text, which Params converts, here and in the notebook
-    jobs = plan([find(name) for name in options.params], overrides)
-    notebooks = choose_notebooks(options.notebooks)
+    jobs = plan([find(name) for name in params_files], overrides)
+    notebooks = choose_notebooks(wanted)
     started = time.monotonic()
     try:
         for job in jobs:
-            run_job(job, notebooks, options.force)
+            run_job(job, notebooks, force)
     except KeyboardInterrupt:
         say("stopped; what is finished is kept, and the same command goes on from here")
         return 130
@@ -191,7 +179,3 @@ def main(argv: Sequence[str] | None = None) -> int:
               else f"report of {job.params.run}: {job.params.run_dir / 'report.html'}")  # fmt: skip
     print(f"finished in {duration(time.monotonic() - started)}")
     return 1 if any(job.failure for job in jobs) else 0
-
-
-if __name__ == "__main__":
-    errors.cli(main)

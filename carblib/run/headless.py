@@ -1,12 +1,11 @@
 """One notebook, run without a page: executed by papermill in a kernel of this very Python, then rendered to HTML.
 
-`python -m carblib.run.headless runs/demo` puts the executed notebooks of a run back into notebooks/, outputs included, so
+`carb notebooks runs/demo` puts the executed notebooks of a run back into notebooks/, outputs included, so
 that they can be read where they are kept.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import html
@@ -28,7 +27,7 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from nbconvert import HTMLExporter
 
 from carblib.base import files
-from carblib.base.errors import CarbError, Interrupted, cli, one_line
+from carblib.base.errors import CarbError, Interrupted, one_line
 from carblib.base.progress import without_progress
 from carblib.params import project_root
 
@@ -215,6 +214,18 @@ def publish(executed: Path, target: Path) -> None:
     files.write_text(target, nbformat.writes(notebook) + "\n")
 
 
+def publish_run(run_dir: Path) -> list[Path]:
+    """Put the executed notebooks of a run into notebooks/ (`publish`) and return their paths."""
+    folder = run_dir / "notebooks"
+    executed = sorted(folder.glob("[0-9]*.ipynb"))
+    if not executed:
+        raise CarbError(f"{folder}: no executed notebook in it; make them with carb batch params/<run>.yaml")
+    targets = [project_root() / "notebooks" / path.name for path in executed]
+    for path, target in zip(executed, targets, strict=True):
+        publish(path, target)
+    return targets
+
+
 def _in_words(output: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     """Return the alternative text of a picture as an output of its own; none where there is no picture or text."""
     described = [value.get("alt") for kind, value in output.get("metadata", {}).items() if kind.startswith("image/")]
@@ -223,21 +234,3 @@ def _in_words(output: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
         for alt in described
         if alt
     ]
-
-
-def main() -> int:
-    """Put the executed notebooks of a run into notebooks/."""
-    parser = argparse.ArgumentParser(prog="python -m carblib.run.headless", description=main.__doc__)
-    parser.add_argument("run_dir", help="folder of the run's results, e.g. runs/demo")
-    folder = Path(parser.parse_args().run_dir) / "notebooks"
-    executed = sorted(folder.glob("[0-9]*.ipynb"))
-    if not executed:
-        raise CarbError(f"{folder}: no executed notebook in it; run python -m carblib.run.batch first")
-    for path in executed:
-        publish(path, project_root() / "notebooks" / path.name)
-        print(project_root() / "notebooks" / path.name)
-    return 0
-
-
-if __name__ == "__main__":
-    cli(main)

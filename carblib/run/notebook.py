@@ -25,6 +25,7 @@ from carblib.figures.all import FIGURES, Missing
 from carblib.figures.captions import FigureRecord, save_figure
 from carblib.params import Params, notebook_params
 from carblib.results.saved import load_results
+from carblib.scenes.folders import ensure_scenes
 
 # Keys that change where, how fast or how lively a notebook works, but not what it finds.
 _NOT_RESULTS = frozenset("interactive workers device log_every checkpoint_every tensorboard".split())
@@ -38,7 +39,7 @@ def start(namespace: Mapping[str, Any], notebook: str, *, writes: bool = True) -
     """Return the checked parameters of a notebook: `params = start(globals(), "01_dataset_analysis")`.
 
     Writes them to runs/<run>/params.yaml, which says what the run's results were made with, unless the notebook
-    `writes` none; says in one line what runs, and keeps packages' warnings out of the page.
+    `writes` none; renders missing scenes, says in one line what runs, and keeps packages' warnings out of the page.
     Raises CarbError for a name that is no parameter, a value that cannot be one, or a file that cannot be read.
     """
     warnings.filterwarnings("ignore", category=UserWarning)
@@ -47,6 +48,7 @@ def start(namespace: Mapping[str, Any], notebook: str, *, writes: bool = True) -
     params = notebook_params(namespace)
     if writes:
         files.write_text(params.run_dir / "params.yaml", params.to_yaml())
+    ensure_scenes(params)
     print(f"{notebook}: run '{params.run}', dataset {params.dataset}, CLIP {params.clip}, seed {params.seed}")
     return params
 

@@ -1,12 +1,11 @@
 """The report: one self-contained page per run, and one index over all runs, sortable.
 
-`python -m carblib.run.report runs/demo` writes runs/demo/report.html and runs/index.html from saved results and figures.
+`carb report runs/demo` writes runs/demo/report.html and runs/index.html from saved results and figures.
 Pages are static and need no network: pictures are inline, there is no font, script or style from elsewhere.
 """
 
 from __future__ import annotations
 
-import argparse
 import base64
 import datetime
 import io
@@ -22,10 +21,10 @@ import pandas as pd
 from PIL import Image
 
 from carblib import __version__
-from carblib.base.errors import CarbError, cli
+from carblib.base.errors import CarbError
 from carblib.base.files import read_json, write_text
 from carblib.figures.all import FIGURES
-from carblib.params import Params, load_params, project_root
+from carblib.params import Params, project_root
 from carblib.results.saved import RunResults, load_results, numbers
 from carblib.results.tables import ablation_table, run_tables
 from carblib.results.words import data_name
@@ -336,20 +335,3 @@ def _finished(results: RunResults) -> str:
     """When the last notebook of a run finished (its done marker), as a date."""
     markers = [read_json(path).get("finished", "") for path in (results.folder / "done").glob("*.json")]
     return max(markers, default="")[:16].replace("T", " ")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write the report of each run, and the index over all runs beside them."""
-    parser = argparse.ArgumentParser(prog="python -m carblib.run.report", description=main.__doc__)
-    parser.add_argument("run_dirs", nargs="+", help="folders of runs' results, e.g. runs/demo")
-    parser.add_argument("--params", help="parameters of the run; default: params.yaml in its folder")
-    options = parser.parse_args(argv)
-    for run_dir in options.run_dirs:
-        print(write_report(run_dir, load_params(options.params) if options.params else None))
-    for runs_dir in dict.fromkeys(Path(run_dir).resolve().parent for run_dir in options.run_dirs):
-        print(write_index(runs_dir))
-    return 0
-
-
-if __name__ == "__main__":
-    cli(main)

@@ -146,7 +146,7 @@ def _of_versions(results: RunResults) -> list[str]:
 
 
 def _of_figures(results: RunResults, folder: Path, names: Sequence[str]) -> list[str]:
-    command = f"python -m carblib.figures.draw runs/{results.run}"
+    command = f"carb figures runs/{results.run}"
     there = [folder / f"{name}.png" for name in names if (folder / f"{name}.png").is_file()]
     missing = [name.replace("_", " ") for name in names if not (folder / f"{name}.png").is_file()]
     found = [f"No figure of: {', '.join(missing)} ({command} says what each of them needs)."] if missing else []

@@ -1,11 +1,10 @@
 """Rendered driving scenes with exact masks, in CamVid's classes: the data a run uses when no data set is at hand.
 
-A scene is a function of its seed and size alone. Command: `python -m carblib.scenes.folders ROOT --split train --count 240`.
+A scene is a function of its seed and size alone. Command: `carb scenes ROOT --split train --count 240`.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import multiprocessing
 import os
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from carblib.base.errors import CarbError, cli
+from carblib.base.errors import CarbError
 from carblib.base.files import read_json, write_bytes, write_json
 from carblib.base.progress import bar_options
 from carblib.params import Params
@@ -96,24 +95,3 @@ def _check_folder(images: Path, masks: Path, spec: dict, count: int) -> None:
     images.mkdir(parents=True, exist_ok=True)
     masks.mkdir(parents=True, exist_ok=True)
     write_json(note, spec)
-
-
-def main() -> int:
-    """Command line: write one split of scenes."""
-    parser = argparse.ArgumentParser(
-        prog="python -m carblib.scenes.folders", description="Write rendered driving scenes."
-    )
-    parser.add_argument("root", help="folder to write to, for example data/scenes")
-    parser.add_argument("--split", default="train", help=f"one of {', '.join(USES)}")
-    parser.add_argument("--count", type=int, default=240, help="number of scenes")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the set")
-    parser.add_argument("--size", type=int, nargs=2, default=(256, 512), metavar=("H", "W"), help="pixels")
-    parser.add_argument("--processes", type=int, default=None, help="worker processes; default: one per core")
-    given = parser.parse_args()
-    folder = write_scenes(given.root, given.split, given.count, given.seed, tuple(given.size), given.processes)
-    print(f"{given.count} scenes in {folder}")
-    return 0
-
-
-if __name__ == "__main__":
-    cli(main)

@@ -1,4 +1,4 @@
-"""Pretrain the small embedded backbone by classifying rendered crops: ``python -m carblib.scenes.pretrain_backbone``.
+"""Pretrain the small embedded backbone by classifying rendered crops: ``carb pretrain backbone``.
 
 It plays the part that ImageNet plays in the paper: a MobileNetV2 learns to name what a crop shows (the kind of object
 or surface in its centre) and never sees a mask. The scenes come from a seed range of their own, disjoint from every
@@ -8,7 +8,6 @@ written, already dilated to stride 8.
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -22,10 +21,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from carblib.base import errors, files
+from carblib.base import files
 from carblib.base.progress import bar_options
 from carblib.classes import CAMVID
-from carblib.network import SMALL_BACKBONE, normalise, small_backbone
+from carblib.network import normalise, small_backbone
 from carblib.scenes.folders import render_scene, scene_seed
 from carblib.scenes.pretrain_clip import RenderedScene
 
@@ -141,20 +140,3 @@ def save_backbone(backbone: nn.Module, path: Path) -> None:
     """Write the weights in float16 as safetensors, with torchvision's keys."""
     halves = {name: v.half() if v.is_floating_point() else v for name, v in backbone.state_dict().items()}
     files.write_bytes(path, save({name: value.contiguous() for name, value in halves.items()}))
-
-
-def main() -> None:
-    """Parse the command line and pretrain."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=18, help="training time after rendering")
-    parser.add_argument("--scenes", type=int, default=1500)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--lr", type=float, default=4e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=SMALL_BACKBONE)
-    args = parser.parse_args()
-    pretrain(args.minutes, args.scenes, args.batch_size, args.lr, args.seed, args.output)
-
-
-if __name__ == "__main__":
-    errors.cli(main)

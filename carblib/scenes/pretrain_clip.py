@@ -1,4 +1,4 @@
-"""Train the small embedded CLIP on rendered image-caption pairs: ``python -m carblib.scenes.pretrain_clip``.
+"""Train the small embedded CLIP on rendered image-caption pairs: ``carb pretrain clip``.
 
 The model is OpenAI's architecture (``clip.model.CLIP``) at a small size. It sees crops of rendered scenes, each with a
 caption that names what the crop shows, and learns from two losses, neither of which reads a mask:
@@ -14,7 +14,6 @@ come from a seed range of their own, disjoint from every split of the demo.
 
 from __future__ import annotations
 
-import argparse
 import io
 import math
 import time
@@ -30,11 +29,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from carblib.base import errors, files
+from carblib.base import files
 from carblib.base.progress import bar_options
 from carblib.classes import CAMVID
 from carblib.clip_attention import position_embeddings, value_path
-from carblib.clip_models import CLIP_MEAN, CLIP_STD, SMALL_CLIP, clip
+from carblib.clip_models import CLIP_MEAN, CLIP_STD, clip
 from carblib.prompts import TEMPLATES
 from carblib.scenes.folders import SceneObject, render_scene, scene_seed
 
@@ -282,20 +281,3 @@ def save_clip(model: nn.Module, seen: Tensor, path: Path) -> None:
         for entry in source.infolist():
             target.writestr(entry.filename, source.read(entry))
     files.write_bytes(path, packed.getvalue())
-
-
-def main() -> None:
-    """Parse the command line and train."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=25, help="training time after rendering")
-    parser.add_argument("--scenes", type=int, default=2000, help="rendered training scenes")
-    parser.add_argument("--batch-size", type=int, default=192)
-    parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=SMALL_CLIP)
-    args = parser.parse_args()
-    train_clip(args.minutes, args.scenes, args.batch_size, args.lr, args.seed, args.output)
-
-
-if __name__ == "__main__":
-    errors.cli(main)

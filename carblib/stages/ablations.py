@@ -2,12 +2,11 @@
 
 A masker and a path make a run of their own, ``runs/<run>.<masker>.<path>/``, in which every variant is trained with
 every seed; what they share (pseudo-masks, the frozen backbone's features) is made once. The rows, one per cell, are in
-``runs/<run>/ablations.json``: ``python -m carblib.stages.ablations params/demo.yaml``.
+``runs/<run>/ablations.json``: ``carb ablate params/demo.yaml``.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +15,13 @@ from typing import Any
 import pandas as pd
 
 from carblib.base import files
-from carblib.base.errors import CarbError, cli
+from carblib.base.errors import CarbError
 from carblib.data.labels import ensure_labels
 from carblib.data.readers import Split, open_split
 from carblib.infer import predict_mask
-from carblib.params import Params, add_arguments, from_arguments
-from carblib.scenes.folders import ensure_scenes
+from carblib.params import Params
 from carblib.stages.evaluate import evaluate_folder, evaluate_masks, evaluation_path, evaluation_split
-from carblib.stages.pseudo_masks import export_masks
+from carblib.stages.pseudo_masks import ensure_masks, export_masks
 from carblib.training.loop import Shared, share, train
 from carblib.training.state import is_done, load_trained
 
@@ -119,8 +117,7 @@ def group_params(params: Params, masker: str, path: str) -> Params:
 
 def prepare(group: Params) -> Shared:
     """Make what all trainings of a group share: pseudo-masks on disk (single path), CLIP and cached features."""
-    if group.path == "single":
-        export_masks(group, group.train_split)
+    ensure_masks(group)
     return share(group)
 
 
@@ -167,18 +164,3 @@ def _at_the_end(folders: Sequence[Path], name: str, columns: list[str]) -> pd.Da
         return pd.DataFrame(columns=columns)
     last = [frame[frame["iteration"] == frame["iteration"].max()] for frame in frames]
     return pd.concat(last).groupby("class", sort=False)[columns].mean()
-
-
-def main() -> int:
-    """Run the grid of ablations of a parameters file."""
-    parser = argparse.ArgumentParser(prog="python -m carblib.stages.ablations", description=main.__doc__)
-    add_arguments(parser)
-    params = from_arguments(parser.parse_args())
-    ensure_scenes(params)
-    run_ablations(params)
-    print(f"{params.run_dir / 'ablations.json'}: one row per cell")
-    return 0
-
-
-if __name__ == "__main__":
-    cli(main)

@@ -2,7 +2,7 @@
 
 pydensecrf is imported only when a mask is refined. The defaults are the official settings (METHOD.md, 6). A
 1024×2048 image takes half a minute on one core, so folders of masks are refined by several processes, resumably;
-`python -m carblib.stages.pseudo_masks params/x.yaml --crf` does so.
+`carb masks params/x.yaml --crf` does so.
 """
 
 from __future__ import annotations

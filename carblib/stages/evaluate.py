@@ -1,11 +1,10 @@
 """Evaluation: streams a split through `carblib.metrics` and `carblib.small_objects`; writes `runs/<run>/evaluation/`.
 
-`python -m carblib.stages.evaluate params/x.yaml --folder predictions/ --split val` measures any folder of index PNGs.
+`carb evaluate params/x.yaml --folder predictions/ --split val` measures any folder of index PNGs.
 """
 
 from __future__ import annotations
 
-import argparse
 import glob
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,13 +15,13 @@ from tqdm import tqdm
 
 from carblib import __version__
 from carblib.base import files
-from carblib.base.errors import CarbError, cli
+from carblib.base.errors import CarbError
 from carblib.base.progress import bar_options
 from carblib.data.label_maps import cityscapes_label_ids, decode_index
 from carblib.data.mask_folders import mask_path, read_mask
-from carblib.data.readers import Split, open_split
+from carblib.data.readers import Split
 from carblib.metrics import bootstrap, confusion, iou, miou
-from carblib.params import Params, add_arguments, from_arguments, project_root
+from carblib.params import Params, project_root
 from carblib.small_objects import Objects, join, match_objects, object_table
 from carblib.transforms import resize_mask
 
@@ -200,27 +199,3 @@ def default_variant(folder: Path, params: Params, split_name: str) -> str:
                 "name this one with --variant"
             )
     return variant
-
-
-def main() -> int:
-    """Measure a folder of predictions against a split's masks."""
-    parser = argparse.ArgumentParser(prog="python -m carblib.stages.evaluate", description=main.__doc__)
-    add_arguments(parser)
-    parser.add_argument("--folder", required=True, help="predictions: <name>.png of train ids per image")
-    parser.add_argument("--split", default=None, help="default: the parameters' test split")
-    parser.add_argument("--variant", default=None, help="name of the result; default: the training's or folder's")
-    parser.add_argument("--resize", action="store_true", help="bring predictions of another size to the truth's")
-    parser.add_argument("--label-ids", action="store_true", help="a Cityscapes submission: labelIds in <name>*.png")
-    chosen = parser.parse_args()
-    params = from_arguments(chosen)
-    split = open_split(params, chosen.split or params.test_split)
-    variant = chosen.variant or default_variant(Path(chosen.folder), params, split.name)
-    result = evaluate_folder(chosen.folder, split, params, variant, resize=chosen.resize, label_ids=chosen.label_ids)
-    shown = {key: "–" if result[key] is None else f"{100 * result[key]:.1f} %" for key in ("miou", "small_miou")}
-    print(f"{variant} on {split.name}, {result['images']} images: mIoU {shown['miou']}, small {shown['small_miou']}")
-    print(evaluation_path(params, variant, split.name))
-    return 0
-
-
-if __name__ == "__main__":
-    cli(main)

@@ -1,12 +1,11 @@
 """How good pseudo-masks are before anything is trained: the ways of making them, side by side on one split.
 
 The paper's way stands first; every other one changes one thing about it. It writes runs/<run>/maskers.json, from which
-the figure and the table are drawn: `python -m carblib.stages.mask_quality params/x.yaml`.
+the figure and the table are drawn: `carb quality params/x.yaml`.
 """
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,15 +18,15 @@ from tqdm import tqdm
 
 from carblib import __version__
 from carblib.base import files
-from carblib.base.errors import CarbError, cli
+from carblib.base.errors import CarbError
 from carblib.base.progress import bar_options
 from carblib.clip_models import ClipModel
 from carblib.data.labels import training_labels
-from carblib.data.readers import Split, open_split
+from carblib.data.readers import Split
 from carblib.infer import torch_device
 from carblib.masker import build_masker
 from carblib.metrics import confusion, iou, mean_of
-from carblib.params import Params, add_arguments, from_arguments
+from carblib.params import Params
 from carblib.stages.pseudo_masks import middle_scale, tiled_local_masks
 from carblib.transforms import load_sized, resize_mask
 
@@ -126,22 +125,3 @@ def _measure(params: Params, split: Split, chosen: list[int], labels: Tensor, lo
 
 def _plain(value: Any) -> float | None:
     return None if np.isnan(value) else float(value)
-
-
-def main() -> int:
-    """Compare ways of making pseudo-masks on a split."""
-    parser = argparse.ArgumentParser(prog="python -m carblib.stages.mask_quality", description=main.__doc__)
-    add_arguments(parser)
-    parser.add_argument("--split", help="split of the dataset; default: the val split")
-    parser.add_argument("--images", type=int, default=12, help="images to measure on, evenly spaced")
-    arguments = parser.parse_args()
-    params = from_arguments(arguments)
-    for row in compare_maskers(params, open_split(params, arguments.split or params.val_split), arguments.images):
-        shown = ["   –" if row[key] is None else f"{100 * row[key]:4.1f}" for key in ("miou", "small_miou")]
-        print(f"{row['masker']:28} mIoU {shown[0]}  small {shown[1]}  {row['seconds']:.2f} s per image")
-    print(maskers_path(params))
-    return 0
-
-
-if __name__ == "__main__":
-    cli(main)

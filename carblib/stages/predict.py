@@ -1,12 +1,11 @@
 """Predictions on disk: index masks, colour pictures and overlays of any images, and Cityscapes submissions.
 
-`python -m carblib.stages.predict params/x.yaml --checkpoint runs/x/train/paper/final.pt --split val` predicts a split;
+`carb predict params/x.yaml --checkpoint runs/x/train/paper/final.pt --split val` predicts a split;
 `--images DIR` a folder of pictures without any masks; `--submission` also writes what Cityscapes' server takes.
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,14 @@ from torch import nn
 from tqdm import tqdm
 
 from carblib.base import files
-from carblib.base.errors import CarbError, cli
+from carblib.base.errors import CarbError
 from carblib.base.progress import bar_options
 from carblib.classes import CITYSCAPES, IGNORE, ClassSet
 from carblib.data import label_maps
 from carblib.data.mask_folders import claim, missing, read_mask, write_mask
-from carblib.data.readers import Split, open_pictures, open_split
+from carblib.data.readers import Split, open_pictures
 from carblib.infer import predict_mask, torch_device
-from carblib.params import Params, add_arguments, from_arguments
+from carblib.params import Params
 from carblib.training.state import load_trained
 
 OPACITY = 0.5
@@ -108,7 +107,7 @@ def write_submission(folder: Path, split: Split, destination: Path) -> Path:
     return destination
 
 
-def _open_pictures(images: Path, params: Params, out: Path | None) -> tuple[Params, Split]:
+def open_images(images: Path, params: Params, out: Path | None) -> tuple[Params, Split]:
     """Open a folder of pictures in place of the dataset's; raises CarbError where results would land among them."""
     where = images.resolve()  # so that "." and ".." have a name
     split = open_pictures(where, params.class_set)
@@ -119,31 +118,3 @@ def _open_pictures(images: Path, params: Params, out: Path | None) -> tuple[Para
             "give the pictures a folder of their own, or choose --out elsewhere"
         )
     return params.updated(dataset="folder", root=str(where)), split
-
-
-def main() -> int:
-    """Predict the images of a split, or of any folder, with a trained network."""
-    parser = argparse.ArgumentParser(prog="python -m carblib.stages.predict", description=main.__doc__)
-    add_arguments(parser)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="final.pt or checkpoint.pt of a training")
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--split", help="split of the dataset; default: the test split")
-    what.add_argument("--images", type=Path, help="a folder of pictures, with its subfolders, in place of a split")
-    parser.add_argument("--out", type=Path, help="default: runs/<run>/predictions/<training>/<split>")
-    parser.add_argument("--index-only", action="store_true", help="no colour pictures and overlays")
-    parser.add_argument("--submission", action="store_true", help="also write labelIds for Cityscapes' server")
-    arguments = parser.parse_args()
-    params = from_arguments(arguments)
-    if arguments.images:
-        params, split = _open_pictures(arguments.images, params, arguments.out)
-    else:
-        split = open_split(params, arguments.split or params.test_split)
-    folder = predict_checkpoint(arguments.checkpoint, split, params, arguments.out, not arguments.index_only)
-    print(folder)
-    if arguments.submission:
-        print(write_submission(folder, split, folder.with_name(f"{folder.name}_labelIds")))
-    return 0
-
-
-if __name__ == "__main__":
-    cli(main)

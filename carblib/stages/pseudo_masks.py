@@ -1,13 +1,12 @@
 """Pseudo-masks of a whole split on disk: what the single path trains from, and what is measured and shown.
 
 An image is resized to the base size (`image_size`), CLIP makes its mask at that size, and the mask is saved at that
-size as an index PNG: training resizes images to it as well. `python -m carblib.stages.pseudo_masks params/x.yaml --split train
-[--crf] [--local] [--processes N]` exports a split; a run that was stopped goes on where it was.
+size as an index PNG: training resizes images to it as well. `carb masks params/x.yaml --split train` exports a split; a
+run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from carblib.base import files
-from carblib.base.errors import CarbError, cli
+from carblib.base.errors import CarbError
 from carblib.base.progress import bar_options
 from carblib.data.labels import ensure_labels, training_labels
 from carblib.data.mask_folders import are_given, claim, deal, in_processes, missing, pseudo_mask_folder, write_mask
 from carblib.data.readers import Split, open_split
 from carblib.infer import torch_device
 from carblib.masker import Masker, build_masker
-from carblib.params import Params, add_arguments, from_arguments
+from carblib.params import Params
 from carblib.stages.crf import refine_folder
+from carblib.training.state import is_done
 from carblib.transforms import load_sized, note_stretching
 from carblib.views import LocalView, local_pseudo_mask
 
@@ -62,6 +62,18 @@ def export_masks(params: Params, split_name: str, processes: int = 1, local: boo
 
 def _refined(folder: Path, params: Params, split: Split, processes: int) -> Path:
     return refine_folder(folder, pseudo_mask_folder(params, split.name), split, params, processes)
+
+
+def ensure_masks(params: Params, variants: Sequence[str] = ()) -> None:
+    """Make what is missing of the pseudo-masks a run's trainings read from disk, refined if `crf` says so.
+
+    Nothing is made on the dual path, of masks of the user's own (`pseudo_masks`), nor if all of `variants`, where they
+    are given, are finished or learn from true masks. Raises CarbError where there are masks of other settings.
+    """
+    learners = [(params.run_dir / "train" / name, params.variant(name)) for name in variants]
+    waiting = [own for folder, own in learners if own.supervision == "clip" and not is_done(folder, own)]
+    if params.path == "single" and (waiting or not variants):
+        export_masks(params, params.train_split)
 
 
 def mask_settings(params: Params, split: Split, masker: Masker, local: bool) -> dict[str, Any]:
@@ -139,29 +151,3 @@ def tiled_local_masks(
         for (top, left, bottom, right), tile in zip(some.tolist(), tiles, strict=True):
             mask[top:bottom, left:right] = tile
     return mask
-
-
-def main() -> int:
-    """Export the pseudo-masks of a split, optionally refined by a dense CRF."""
-    parser = argparse.ArgumentParser(prog="python -m carblib.stages.pseudo_masks", description=main.__doc__)
-    add_arguments(parser)
-    parser.add_argument("--split", help="split of the dataset; default: the train split")
-    parser.add_argument("--crf", action="store_true", help="refine the masks with a dense CRF (as crf: true)")
-    parser.add_argument("--local", action="store_true", help="masks put together from local views")
-    parser.add_argument("--processes", type=int, default=1, help="processes to share the work")
-    arguments = parser.parse_args()
-    params = from_arguments(arguments)
-    if arguments.crf and arguments.local:
-        raise CarbError("--crf, --local: masks from local views are for looking at, not refined; give one of the two")
-    own = params
-    if arguments.crf:
-        params = params.updated(crf=True, path="single")
-    print(export_masks(params, arguments.split or params.train_split, arguments.processes, arguments.local))
-    needed = ["-p path single"] * (own.path != "single") + ["-p crf true"] * (params.crf != own.crf)
-    if needed and not arguments.local:
-        print(f"a training reads them with {' '.join(needed)} -p run {params.run}")
-    return 0
-
-
-if __name__ == "__main__":
-    cli(main)

@@ -7,8 +7,6 @@ state, for resuming), ``final.pt`` (the network) and, written last, ``done.json`
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from carblib import __version__
-from carblib.base import errors, files
+from carblib.base import files
 from carblib.base.errors import CarbError, Interrupted
 from carblib.base.interrupts import held_back
 from carblib.base.progress import bar_options
@@ -31,14 +29,12 @@ from carblib.data.readers import open_split
 from carblib.infer import torch_device
 from carblib.masker import Masker, build_masker
 from carblib.network import build_network, load_weights
-from carblib.params import Params, add_arguments, from_arguments
-from carblib.scenes.folders import ensure_scenes
+from carblib.params import Params
 from carblib.step import Batch, Training, build, learning_rate, step
 from carblib.training.log import TrainingLog, append_rows, check_tensorboard
 from carblib.training.monitor import Monitor, watched_split
 from carblib.training.state import bare, dependencies, is_done, plain_state, read_checkpoint
 from carblib.transforms import note_stretching
-from carblib.variants import TRAINED
 
 
 @dataclass
@@ -94,9 +90,10 @@ def start_fabric(params: Params) -> Fabric:
             f"devices: {params.devices} asked for, torch sees {torch.cuda.device_count()}; for one: {alone}"
         )
     if params.devices * params.num_nodes > 1 and "ipykernel" in sys.modules:
+        every = params.command("train", "--variant", *params.variants, *["ceiling"] * params.ceiling)
         raise CarbError(
-            f"devices: {params.devices} do not run inside a notebook; run python -m carblib.training.loop with every variant "
-            f"first, then the notebooks, which take finished trainings up; or give one device: {alone}"
+            f"devices: {params.devices} do not run inside a notebook; run {every} first, then the notebooks, which "
+            f"take finished trainings up; or give one device: {alone}"
         )
     fabric = Fabric(
         accelerator=accelerator, devices=params.devices, num_nodes=params.num_nodes, precision=params.precision
@@ -237,20 +234,3 @@ def finish(training: Training, folder: Path) -> None:
         folder / "done.json",
         {"params": dependencies(params), "iteration": training.iteration, "version": __version__},
     )
-
-
-def main() -> None:
-    """Command line: train variants of a run, on as many devices as the parameters say."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_arguments(parser)
-    parser.add_argument("--variant", nargs="+", default=["paper"], choices=list(TRAINED), help="one or several")
-    args = parser.parse_args()
-    params = from_arguments(args)
-    ensure_scenes(params)
-    folders = train_variants(params, args.variant)
-    if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) == 0:
-        print(f"trained networks and logs: {', '.join(map(str, folders))}")
-
-
-if __name__ == "__main__":
-    errors.cli(main)

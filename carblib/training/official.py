@@ -3,14 +3,12 @@
 They hold {"meta": …, "state_dict": …} for a ResNet-50 or -101 v1c; CLIP's own weights are stored in them as well, and
 are not needed once the text embeddings are there.
 
-    python -m carblib.training.official report official.pth params/cityscapes.yaml
-    python -m carblib.training.official import official.pth params/cityscapes.yaml
-    python -m carblib.training.official export runs/cityscapes/train/paper/final.pt official.pth
+    carb checkpoints import official.pth params/cityscapes.yaml
+    carb checkpoints export runs/cityscapes/train/paper/final.pt official.pth
 """
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from carblib import __version__
-from carblib.base.errors import CarbError, cli
+from carblib.base.errors import CarbError
 from carblib.base.files import load_torch, save_torch
 from carblib.classes import ClassSet
 from carblib.network import KeyReport, SegmentationNetwork, build_network, compare_keys, load_weights
-from carblib.params import Params, add_arguments, from_arguments
+from carblib.params import Params
 
 # Their name for a part of the network, and ours.
 PREFIXES = (
@@ -140,17 +138,26 @@ def write_official(path: Path, network: SegmentationNetwork, classes: ClassSet) 
     save_torch(path, {"meta": meta, "state_dict": weights})
 
 
-# --- command line ----------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------------------
 
 
-def import_file(path: Path, params: Params, output: Path) -> KeyReport:
-    """Write an official checkpoint as a trained network of ours (`final.pt`)."""
+def import_file(path: Path, params: Params, output: Path) -> None:
+    """Write an official checkpoint as a trained network of ours (`final.pt`), after printing what becomes of each key.
+
+    Raises CarbError, and writes nothing, where a key is missing, is neither ours nor CLIP's, or has another shape.
+    """
     checkpoint = read_official(path)
     network = empty_network(checkpoint, params)
-    report = load_official(network, checkpoint)
+    report = report_official(network, checkpoint)
+    for name, keys in (("used", report.used), ("unused", report.unused), ("missing", report.missing)):
+        for key in keys:
+            print(f"{name:8}{key}")
+    for key, what in misfits(network, checkpoint).items():
+        print(f"{key} has shape {what}")
+    print(report)
+    load_official(network, checkpoint)
     state = {key: value.contiguous() for key, value in network.state_dict().items()}
     save_torch(output, {"params": params.model_dump(mode="json"), "iteration": 0, "network": state})
-    return report
 
 
 def export_file(path: Path, output: Path) -> None:
@@ -162,50 +169,3 @@ def export_file(path: Path, output: Path) -> None:
     network = build_network(params.updated(backbone_weights="random"), state["network"]["text"])
     load_weights(network, state["network"], str(path))
     write_official(output, network, params.class_set)
-
-
-def _print_keys(report: KeyReport) -> None:
-    for name, keys in (("used", report.used), ("unused", report.unused), ("missing", report.missing)):
-        for key in keys:
-            print(f"{name:8}{key}")
-    print(report)
-
-
-def main() -> int:
-    """Report on, import or export official checkpoints."""
-    parser = argparse.ArgumentParser(prog="python -m carblib.training.official", description=main.__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, about in (("report", "list every key"), ("import", "official checkpoint -> final.pt")):
-        command = commands.add_parser(name, help=about)
-        command.add_argument("file", type=Path, help="official .pth file")
-        add_arguments(command)
-    commands.choices["import"].add_argument("--output", type=Path, help="default: runs/<run>/train/official/final.pt")
-    command = commands.add_parser("export", help="final.pt -> official form")
-    command.add_argument("file", type=Path, help="final.pt or checkpoint.pt")
-    command.add_argument("output", type=Path, help="official .pth file to write")
-    arguments = parser.parse_args()
-    if arguments.command == "export":
-        export_file(arguments.file, arguments.output)
-        print(f"{arguments.output}: written")
-        return 0
-    params = from_arguments(arguments)
-    if arguments.command == "import":
-        output = arguments.output or params.run_dir / "train" / "official" / "final.pt"
-        _print_keys(import_file(arguments.file, params, output))
-        print(f"{output}: written")
-        return 0
-    checkpoint = read_official(arguments.file)
-    network = empty_network(checkpoint, params)
-    report, wrong = report_official(network, checkpoint), misfits(network, checkpoint)
-    _print_keys(report)
-    for key, what in wrong.items():
-        print(f"{key} has shape {what}")
-    # What `import` would refuse: a key that has no place, and is none of CLIP's, as well.
-    stray = [key for key in report.unused if key not in wrong and not key.startswith(SPARE)]
-    for key in stray:
-        print(f"{key} has no place in the network")
-    return 1 if report.missing or stray else 0
-
-
-if __name__ == "__main__":
-    cli(main)

@@ -73,9 +73,7 @@ def load_trained(path: Path) -> tuple[SegmentationNetwork, Params]:
     """
     state = files.load_torch(path)
     if not isinstance(state, dict) or not {"params", "network"} <= state.keys():
-        raise CarbError(
-            f"{path}: is no checkpoint of carblib; official ones are read by python -m carblib.training.official"
-        )
+        raise CarbError(f"{path}: is no checkpoint of carblib; official ones are read by carb checkpoints import")
     weights, values = state["network"], state["params"]
     if not isinstance(weights, dict) or getattr(weights.get("text"), "ndim", 0) != 2 or not isinstance(values, dict):
         raise CarbError(f"{path}: damaged, it lacks parameters or text embeddings; train again or take another copy")

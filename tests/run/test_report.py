@@ -205,7 +205,7 @@ def test_every_figure_and_table_older_than_its_results_is_named(project: Path, n
     assert len(found) == bool(stale)
     if stale:
         assert found[0].startswith(
-            f"Older than the results they show: {', '.join(stale)}; python -m carblib.figures.draw"
+            f"Older than the results they show: {', '.join(stale)}; carb figures"
         )
 
 

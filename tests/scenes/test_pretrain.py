@@ -137,7 +137,7 @@ def test_embedded_weights_are_small_and_have_a_card() -> None:
     for path in (SMALL_CLIP, SMALL_BACKBONE):
         assert path.stat().st_size < 8e6
         card = path.with_suffix(".md").read_text("utf-8")
-        assert path.name in card and "rendered" in card and "python -m carblib.pretrain_" in card
+        assert path.name in card and "rendered" in card and "carb pretrain " in card
     report = load_backbone_weights(small_backbone(), "small", "small")
     assert report is not None and not report.missing and not report.unused
 

@@ -1,0 +1,458 @@
+"""The one command: `carb <sub-command>`, which is `python -m carblib <sub-command>`.
+
+What a sub-command needs is imported when it runs: torch takes seconds, and help must not wait for it.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from carblib.base.errors import CarbError
+from carblib.run.command_line import (
+    OVERRIDES,
+    PARAMS_OF_RUN,
+    PATH,
+    Body,
+    Commands,
+    example,
+    run_and_exit,
+    split_option,
+    takes_data,
+    takes_params,
+)
+from carblib.variants import TRAINED
+
+if TYPE_CHECKING:
+    from carblib.params import Params
+
+
+# --- a whole run -----------------------------------------------------------------------------------------------------
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="A run is a file of params/; -p KEY VALUE changes one of its keys. carb COMMAND --help has examples.",
+)
+def carb() -> None:
+    """Segment driving scenes from image-level labels: CLIP's pseudo-masks, global-local views, region balancing."""
+
+
+@carb.command(epilog=example("carb demo", "carb demo -p run quick -p iterations 60 -p warmup 30"))
+@OVERRIDES
+def demo(overrides: Sequence[tuple[str, str]]) -> int:
+    """The demonstration on rendered scenes: carb batch params/demo.yaml."""
+    from carblib.run.batch import run_batch
+
+    return run_batch(["params/demo.yaml"], dict(overrides))
+
+
+@carb.command(
+    epilog=example(
+        "carb batch params/demo.yaml params/camvid_small.yaml", "carb batch params/demo.yaml --notebooks 01 02"
+    )
+)
+@click.argument("params_files", nargs=-1, required=True)
+@OVERRIDES
+@click.option("--notebooks", multiple=True, metavar="NAME ...", help="Only these, as in 01 02.")
+@click.option("--force", is_flag=True, help="Run also what is finished.")
+def batch(
+    params_files: Sequence[str], overrides: Sequence[tuple[str, str]], notebooks: Sequence[str], force: bool
+) -> int:
+    """All notebooks, figures and the report, for one or more runs.
+
+    What is finished is skipped, what was interrupted goes on. Ends with 1 where a run failed, with 130 after Ctrl-C.
+    """
+    from carblib.run.batch import run_batch
+
+    return run_batch(params_files, dict(overrides), notebooks, force)
+
+
+@carb.command(epilog=example("carb params", "carb params params/cityscapes.yaml"))
+@click.argument("params_file", required=False)
+def params(params_file: str | None) -> None:
+    """Every parameter with default, type and meaning.
+
+    With PARAMS_FILE: only those that the file sets otherwise.
+    """
+    from carblib.params import load_params
+    from carblib.run.list_params import list_params
+
+    click.echo(list_params(load_params(params_file) if params_file else None))
+
+
+# --- data and pseudo-masks -------------------------------------------------------------------------------------------
+
+
+@carb.command(epilog=example("carb scenes data/more --split train --count 500 --seed 7"))
+@click.argument("root")
+@click.option("--split", default="train", show_default=True, help="train, val, test or a name of your own.")
+@click.option("--count", type=int, default=240, show_default=True, help="Number of scenes.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the set.")
+@click.option("--size", type=int, nargs=2, default=(256, 512), metavar="H W", help="Pixels; default: 256 512.")
+@click.option("--processes", type=int, help="Worker processes; default: one per core.")
+def scenes(root: str, split: str, count: int, seed: int, size: tuple[int, int], processes: int | None) -> None:
+    """Render driving scenes with exact masks into a folder.
+
+    Commands that read a run's rendered scenes make them by themselves; this is for sets of your own.
+    """
+    from carblib.scenes.folders import write_scenes
+
+    folder = write_scenes(root, split, count, seed, size, processes)
+    print(f"{count} scenes in {folder}")
+
+
+@carb.command(epilog=example("carb analyse params/demo.yaml"))
+@takes_data
+@split_option("the train split")
+def analyse(params: Params, split_name: str | None) -> None:
+    """How often classes occur, together and at what sizes.
+
+    Reads the masks of a split and writes runs/<run>/analysis.json, from which figures are drawn.
+    """
+    from carblib.data.readers import open_split
+    from carblib.stages.dataset_analysis import analyse_split, analysis_path
+
+    found = analyse_split(open_split(params, split_name or params.train_split), params)
+    shares = zip(found["class_names"], found["image_share"], found["pixel_share"], strict=True)
+    for name, of_images, of_pixels in shares:
+        print(f"{name:16} in {100 * of_images:5.1f} % of the images, {100 * of_pixels:4.1f} % of the pixels")
+    print(analysis_path(params))
+
+
+@carb.command(epilog=example("carb labels params/demo.yaml", "carb labels params/folder.yaml --blank"))
+@takes_data
+@split_option("the train split")
+@click.option("--from-npy", type=PATH, help="The official code's pickled labels of this split.")
+@click.option("--blank", is_flag=True, help="Write 0 for every image and class, to be filled in.")
+def labels(params: Params, split_name: str | None, from_npy: Path | None, blank: bool) -> None:
+    """Image-level labels of a split, as CSV.
+
+    Derived from its masks, or converted from the official .npy, or blank.
+    """
+    from carblib.data import labels as image_labels
+    from carblib.data.readers import open_split
+
+    if blank and from_npy:
+        raise CarbError("--blank, --from-npy: give one of the two")
+    split = open_split(params, split_name or params.train_split)
+    if blank:
+        path = image_labels.write_given(params, split, image_labels.blank_labels(split))
+        print(f"{path}: {len(split)} images; write 1 for each class an image holds")
+        return
+    if from_npy:
+        converted = image_labels.convert_official(from_npy, split.class_set, split.names)
+        path = image_labels.write_given(params, split, converted)
+    else:
+        path = image_labels.ensure_labels(params, split)
+    rows = image_labels.read_labels(path, split.class_set, split.names)
+    print(f"{path}: {len(rows)} images, on average {rows.sum(1).mean():.1f} of {rows.shape[1]} classes")
+
+
+@carb.command(
+    epilog=example("carb masks params/demo.yaml --split val", "carb masks params/demo.yaml --crf --processes 4")
+)
+@takes_data
+@split_option("the train split")
+@click.option("--crf", is_flag=True, help="Refine the masks by a dense CRF (as crf: true).")
+@click.option("--local", is_flag=True, help="Masks put together from local views, to be looked at.")
+@click.option("--processes", type=int, default=1, show_default=True, help="Processes that share the work.")
+def masks(params: Params, split_name: str | None, crf: bool, local: bool, processes: int) -> None:
+    """CLIP's pseudo-masks of a split, on disk.
+
+    Goes on where it was stopped. `carb train` makes those it needs by itself.
+    """
+    from carblib.stages.pseudo_masks import export_masks
+
+    if crf and local:
+        raise CarbError("--crf, --local: masks from local views are for looking at, not refined; give one of the two")
+    trained_from = params.updated(path="single", crf=crf or params.crf)
+    print(export_masks(trained_from, split_name or params.train_split, processes, local))
+    if trained_from != params and not local:
+        print(f"a training reads them with: {trained_from.command('train')}")
+
+
+@carb.command(epilog=example("carb quality params/demo.yaml --images 12"))
+@takes_data
+@split_option("the val split")
+@click.option("--images", type=int, default=12, show_default=True, help="Images to measure on, evenly spaced.")
+def quality(params: Params, split_name: str | None, images: int) -> None:
+    """Ways of making pseudo-masks, measured side by side.
+
+    Writes runs/<run>/maskers.json, from which a figure and a table are made.
+    """
+    from carblib.data.readers import open_split
+    from carblib.stages.mask_quality import compare_maskers, maskers_path
+
+    for row in compare_maskers(params, open_split(params, split_name or params.val_split), images):
+        shown = ["   –" if row[key] is None else f"{100 * row[key]:4.1f}" for key in ("miou", "small_miou")]
+        print(f"{row['masker']:28} mIoU {shown[0]}  small {shown[1]}  {row['seconds']:.2f} s per image")
+    print(maskers_path(params))
+
+
+# --- training and what comes of it -----------------------------------------------------------------------------------
+
+
+@carb.command(
+    epilog=example("carb train params/demo.yaml --variant plain paper ours", "carb train params/demo.yaml -p devices 2")
+)
+@takes_data
+@click.option(
+    "--variant",
+    "variants",
+    multiple=True,
+    default=["paper"],
+    type=click.Choice(TRAINED),
+    metavar="NAME ...",
+    help=f"One or several of {', '.join(TRAINED)}; default: paper.",
+)
+def train(params: Params, variants: Sequence[str]) -> None:
+    """Train one or several variants of a run.
+
+    Makes the pseudo-masks the trainings read, if there are none yet. Resumes where it was stopped; Ctrl-C saves first.
+    """
+    from carblib.stages.pseudo_masks import ensure_masks
+    from carblib.training.loop import train_variants
+
+    ensure_masks(params, variants)
+    folders = train_variants(params, variants)
+    if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) == 0:
+        print(f"trained networks and logs: {', '.join(map(str, folders))}")
+
+
+@carb.command(
+    epilog=example(
+        "carb predict params/demo.yaml --checkpoint runs/demo/train/paper/final.pt",
+        "carb predict params/demo.yaml --checkpoint runs/demo/train/paper/final.pt --images ~/dashcam",
+    )
+)
+@takes_params
+@click.option("--checkpoint", type=PATH, required=True, help="A training's final.pt or checkpoint.pt.")
+@split_option("the test split")
+@click.option("--images", type=PATH, help="A folder of pictures, and its subfolders, in place of a split.")
+@click.option("--out", type=PATH, help="Default: runs/<run>/predictions/<training>/<split>.")
+@click.option("--index-only", is_flag=True, help="No colour pictures and overlays.")
+@click.option("--submission", is_flag=True, help="Also write labelIds for Cityscapes' server.")
+def predict(
+    params: Params,
+    checkpoint: Path,
+    split_name: str | None,
+    images: Path | None,
+    out: Path | None,
+    index_only: bool,
+    submission: bool,
+) -> None:
+    """Masks of a split or of any pictures, by a trained network."""
+    from carblib.data.readers import open_split
+    from carblib.scenes.folders import ensure_scenes
+    from carblib.stages.predict import open_images, predict_checkpoint, write_submission
+
+    if images and split_name:
+        raise CarbError("--split, --images: give one of the two")
+    if images:
+        params, split = open_images(images, params, out)
+    else:
+        ensure_scenes(params)
+        split = open_split(params, split_name or params.test_split)
+    folder = predict_checkpoint(checkpoint, split, params, out, not index_only)
+    print(folder)
+    if submission:
+        print(write_submission(folder, split, folder.with_name(f"{folder.name}_labelIds")))
+
+
+@carb.command(epilog=example("carb evaluate params/demo.yaml --folder runs/demo/predictions/paper/test"))
+@takes_data
+@click.option("--folder", type=PATH, required=True, help="Predictions: <name>.png of train ids per image.")
+@split_option("the test split")
+@click.option("--variant", metavar="NAME", help="Name of the result; default: the training's or folder's.")
+@click.option("--resize", is_flag=True, help="Bring predictions of another size to the truth's.")
+@click.option("--label-ids", is_flag=True, help="A Cityscapes submission: labelIds in <name>*.png.")
+def evaluate(
+    params: Params, folder: Path, split_name: str | None, variant: str | None, resize: bool, label_ids: bool
+) -> None:
+    """Measure anyone's predictions against a split's masks."""
+    from carblib.data.readers import open_split
+    from carblib.stages.evaluate import default_variant, evaluate_folder, evaluation_path
+
+    split = open_split(params, split_name or params.test_split)
+    variant = variant or default_variant(folder, params, split.name)
+    result = evaluate_folder(folder, split, params, variant, resize=resize, label_ids=label_ids)
+    shown = {key: "–" if result[key] is None else f"{100 * result[key]:.1f} %" for key in ("miou", "small_miou")}
+    print(f"{variant} on {split.name}, {result['images']} images: mIoU {shown['miou']}, small {shown['small_miou']}")
+    print(evaluation_path(params, variant, split.name))
+
+
+@carb.command(epilog=example("carb ablate params/demo.yaml", "carb ablate params/demo.yaml -p ablation_seeds '[0]'"))
+@takes_data
+def ablate(params: Params) -> None:
+    """The grid of variants, paths, maskers and seeds.
+
+    What it spans are the keys ablation_…; finished cells are skipped.
+    """
+    from carblib.stages.ablations import run_ablations
+
+    run_ablations(params)
+    print(f"{params.run_dir / 'ablations.json'}: one row per cell")
+
+
+# --- showing ---------------------------------------------------------------------------------------------------------
+
+
+@carb.command(epilog=example("carb figures runs/demo", "carb figures runs/demo --only iou_bars region_weights"))
+@click.argument("run_dir", type=PATH)
+@PARAMS_OF_RUN
+@click.option("--out", type=PATH, help="Folder for them; default: figures/<run>.")
+@click.option("--only", multiple=True, metavar="NAME ...", help="Only these figures, no tables.")
+@click.option("--tables", "only_tables", is_flag=True, help="Only the tables.")
+@click.option("--contrast", metavar="FILE", help="JSON of an object-centric data set's statistics, to be shown beside.")
+def figures(
+    run_dir: Path,
+    params_file: str | None,
+    out: Path | None,
+    only: Sequence[str],
+    only_tables: bool,
+    contrast: str | None,
+) -> int:
+    """All figures and tables of a run, again from its results.
+
+    No model runs; what is not made is named with what it needs. Ends with 1 where results could not be read.
+    """
+    import dataclasses
+
+    from carblib.base.files import read_json
+    from carblib.figures.draw import draw_all
+    from carblib.params import load_params, project_root
+    from carblib.results.saved import load_results
+    from carblib.results.tables import write_tables
+
+    if only and only_tables:
+        raise CarbError("--only, --tables: give one of the two")
+    results = load_results(run_dir, load_params(params_file) if params_file else None)
+    if contrast:
+        results = dataclasses.replace(results, contrast=read_json(contrast))
+    outcomes = [] if only_tables else draw_all(results, out, only)
+    for outcome in outcomes:
+        state = outcome.path or f"{'NOT READABLE' if outcome.damaged else 'not made'}: {outcome.reason}"
+        print(f"{outcome.name:24} {state}")
+    if not only:
+        written = write_tables(results, out or project_root() / "figures" / results.run)
+        for path in written:
+            print(f"{path.stem:24} {path}")
+        if not written:
+            print("no table yet: notebooks 02_pseudo_masks and 04_small_object_evaluation make the results")
+    return 1 if any(outcome.damaged for outcome in outcomes) else 0
+
+
+@carb.command(epilog=example("carb report runs/demo runs/camvid_small"))
+@click.argument("run_dirs", nargs=-1, required=True, type=PATH)
+@PARAMS_OF_RUN
+def report(run_dirs: Sequence[Path], params_file: str | None) -> None:
+    """The page of each run, and the index over all runs."""
+    from carblib.params import load_params
+    from carblib.run.report import write_index, write_report
+
+    for run_dir in run_dirs:
+        print(write_report(run_dir, load_params(params_file) if params_file else None))
+    for runs_dir in dict.fromkeys(run_dir.resolve().parent for run_dir in run_dirs):
+        print(write_index(runs_dir))
+
+
+@carb.command(epilog=example("carb notebooks runs/demo"))
+@click.argument("run_dir", type=PATH)
+def notebooks(run_dir: Path) -> None:
+    """Put a run's executed notebooks into notebooks/.
+
+    With their outputs, so that they can be read where they are kept.
+    """
+    from carblib.run.headless import publish_run
+
+    for path in publish_run(run_dir):
+        print(path)
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+
+@carb.group(no_args_is_help=False)
+def checkpoints() -> None:
+    """The official code's checkpoints: import, export."""
+
+
+@checkpoints.command("import", epilog=example("carb checkpoints import official.pth params/cityscapes.yaml"))
+@click.argument("file", type=PATH)
+@takes_params
+@click.option("--output", type=PATH, help="Default: runs/<run>/train/official/final.pt.")
+def import_checkpoint(params: Params, file: Path, output: Path | None) -> None:
+    """Official checkpoint -> final.pt of ours; lists every key."""
+    from carblib.training.official import import_file
+
+    output = output or params.run_dir / "train" / "official" / "final.pt"
+    import_file(file, params, output)
+    print(f"{output}: written")
+
+
+@checkpoints.command("export", epilog=example("carb checkpoints export runs/demo/train/paper/final.pt official.pth"))
+@click.argument("file", type=PATH)
+@click.argument("output", type=PATH)
+def export_checkpoint(file: Path, output: Path) -> None:
+    """final.pt or checkpoint.pt of ours -> official form."""
+    from carblib.training.official import export_file
+
+    export_file(file, output)
+    print(f"{output}: written")
+
+
+@carb.group(no_args_is_help=False)
+def pretrain() -> None:
+    """Make the small embedded models again: clip, backbone."""
+
+
+def pretraining(minutes: float, scenes: int, batch_size: int, lr: float) -> Callable[[Body], Body]:
+    """Give a pretraining its options, with these defaults."""
+    options = [
+        click.option(
+            "--minutes", type=float, default=minutes, show_default=True, help="Training time after rendering."
+        ),
+        click.option("--scenes", type=int, default=scenes, show_default=True, help="Rendered training scenes."),
+        click.option("--batch-size", type=int, default=batch_size, show_default=True, help="Images per step."),
+        click.option("--lr", type=float, default=lr, show_default=True, help="Learning rate."),
+        click.option("--seed", type=int, default=0, show_default=True, help="Seed of scenes and weights."),
+        click.option("--output", type=PATH, help="Default: the embedded file."),
+    ]
+    return lambda body: functools.reduce(lambda inner, option: option(inner), reversed(options), body)
+
+
+@pretrain.command("clip", epilog=example("carb pretrain clip --minutes 25 --output /tmp/clip.pt"))
+@pretraining(minutes=25, scenes=2000, batch_size=192, lr=3e-3)
+def pretrain_clip(minutes: float, scenes: int, batch_size: int, lr: float, seed: int, output: Path | None) -> None:
+    """The small CLIP, on rendered image-caption pairs."""
+    from carblib.clip_models import SMALL_CLIP
+    from carblib.scenes.pretrain_clip import train_clip
+
+    train_clip(minutes, scenes, batch_size, lr, seed, output or SMALL_CLIP)
+
+
+@pretrain.command("backbone", epilog=example("carb pretrain backbone --minutes 18 --output /tmp/backbone.safetensors"))
+@pretraining(minutes=18, scenes=1500, batch_size=128, lr=4e-3)
+def pretrain_backbone(minutes: float, scenes: int, batch_size: int, lr: float, seed: int, output: Path | None) -> None:
+    """The small backbone, by classifying rendered crops."""
+    from carblib.network import SMALL_BACKBONE
+    from carblib.scenes.pretrain_backbone import pretrain as train_backbone
+
+    train_backbone(minutes, scenes, batch_size, lr, seed, output or SMALL_BACKBONE)
+
+
+def main() -> NoReturn:
+    """Run the command line of this process and exit: the console script `carb`."""
+    run_and_exit(carb, sys.argv[1:])
+
+
+if __name__ == "__main__":
+    main()
