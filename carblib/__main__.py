@@ -48,7 +48,10 @@ def carb() -> None:
 @carb.command(epilog=example("carb demo", "carb demo -p run quick -p iterations 60 -p warmup 30"))
 @OVERRIDES
 def demo(overrides: Sequence[tuple[str, str]]) -> int:
-    """The demonstration on rendered scenes: carb batch params/demo.yaml."""
+    """The whole demonstration, on rendered scenes.
+
+    The same as carb batch params/demo.yaml; nothing is downloaded.
+    """
     from carblib.run.batch import run_batch
 
     return run_batch(["params/demo.yaml"], dict(overrides))

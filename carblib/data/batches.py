@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from carblib.base.errors import CarbError
-from carblib.data.mask_folders import mask_path, missing, pseudo_mask_folder, read_mask
+from carblib.data.mask_folders import are_given, mask_path, missing, pseudo_mask_folder, read_mask
 from carblib.data.readers import Split
 from carblib.params import Params
 from carblib.transforms import TrainTransform, load_sized, mix_seed, resize_mask
@@ -65,10 +65,11 @@ class TrainDataset(Dataset):
             self.folder = pseudo_mask_folder(params, split.name)
             lacking = missing(self.folder, split.names)
             if lacking:
-                raise CarbError(
-                    f"{mask_path(self.folder, split.names[lacking[0]])}: no such pseudo-mask ({len(lacking)} missing); "
-                    f"make them with {params.command('masks', '--split', split.name)}"
-                )
+                first = mask_path(self.folder, split.names[lacking[0]])
+                remedy = f"make them with {params.command('masks', '--split', split.name)}"
+                if are_given(params, split.name) and not params.crf:
+                    remedy = "`pseudo_masks` names this folder: write them, or set pseudo_masks: '' for CLIP's"
+                raise CarbError(f"{first}: no such pseudo-mask ({len(lacking)} missing); {remedy}")
         # Without random resizing every epoch starts from the same sized image: decode it once if memory allows.
         self.size = params.image_size
         sized_bytes = 4 * len(split) * self.size[0] * self.size[1]

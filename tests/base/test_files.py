@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from carblib.base import files
-from carblib.base.errors import CarbError, cli, nearest
+from carblib.base.errors import CarbError, nearest
 
 PALETTE = [(128, 128, 128), (128, 0, 0), (192, 192, 128)]
 
@@ -272,21 +272,9 @@ def test_sha256(tmp_path):
     assert files.sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
-def test_errors_are_one_line_in_ipython_and_on_the_command_line(capsys):
+def test_errors_are_one_line_in_ipython():
     error = CarbError("a.png: broken\n  by its maker; copy it again")
     assert error._render_traceback_() == ["error: a.png: broken by its maker; copy it again"]
-
-    def broken():
-        raise error
-
-    def stopped():
-        raise KeyboardInterrupt
-
-    for main, code in ((broken, 2), (stopped, 130), (lambda: None, 0), (lambda: 3, 3)):
-        with pytest.raises(SystemExit) as ended:
-            cli(main)
-        assert ended.value.code == code
-    assert "error: a.png: broken by its maker" in capsys.readouterr().err
 
 
 def test_nearest():

@@ -166,7 +166,7 @@ def test_a_missing_pseudo_mask_is_named_with_its_command_before_training(tmp_pat
     given = params(path="single")
     split = FakeSplit()
     write_mask(pseudo_mask_folder(given, "train"), "i0", np.zeros(SIZE, np.uint8), CAMVID)
-    with pytest.raises(CarbError, match=r"i1\.png.*6 missing.*python -m carblib\.stages\.pseudo_masks.*--split train"):
+    with pytest.raises(CarbError, match=r"i1\.png.*6 missing.*carb masks .*--split train"):
         train_loader(given, split, labels(split))
 
 

@@ -3,11 +3,11 @@
 import os
 import pickle
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import carb
 from PIL import Image
 
 from carblib.base.errors import CarbError
@@ -18,7 +18,6 @@ from carblib.data.labels import (
     ensure_labels,
     labels_of,
     labels_path,
-    main,
     read_labels,
     training_labels,
     write_labels,
@@ -121,7 +120,7 @@ def test_mistakes_in_the_file_are_named(tmp_path, text, words):
 
 
 def test_a_missing_or_unreadable_file_is_named(tmp_path):
-    assert "carblib.data.labels" in message(lambda: read_labels(tmp_path / "l.csv", THREE, NAMES))
+    assert "carb labels makes it" in message(lambda: read_labels(tmp_path / "l.csv", THREE, NAMES))
     (tmp_path / "l.csv").write_bytes(b"name,road\xff")
     assert "UTF-8" in message(lambda: read_labels(tmp_path / "l.csv", THREE, NAMES))
 
@@ -292,8 +291,7 @@ def test_the_command_derives_and_converts(tmp_path, monkeypatch, capsys):
     np.save(tmp_path / "v.npy", {"x": np.eye(11)[5]})
 
     def command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["labels", str(tmp_path / "p.yaml"), *arguments])
-        return main()
+        return carb("labels", tmp_path / "p.yaml", *arguments)
 
     monkeypatch.setenv("CARB_HOME", str(tmp_path))
     assert command() == 0
@@ -327,20 +325,19 @@ def test_a_blank_file_is_written_once_and_must_be_filled_in(tmp_path, monkeypatc
         (tmp_path / "data/train").mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(tmp_path / f"data/train/{name}.jpg")
     (tmp_path / "p.yaml").write_text("run: t\ndataset: folder\nroot: data\nclasses: [{name: road}, {name: car}]\n")
-    monkeypatch.setattr(sys, "argv", ["labels", str(tmp_path / "p.yaml"), "--blank"])
+    command = ("labels", tmp_path / "p.yaml")
     monkeypatch.setenv("CARB_HOME", str(tmp_path))
     path = tmp_path / "runs/t/labels/train.csv"
     path.parent.mkdir(parents=True)
     path.with_suffix(".json").write_text('{"root": "of labels that were deleted"}')
-    assert main() == 0 and f"{path}: 2 images" in capsys.readouterr().out
+    assert carb(*command, "--blank") == 0 and f"{path}: 2 images" in capsys.readouterr().out
     assert path.read_text() == "name,road,car\na,0,0\nb,0,0\n"
     path.write_text("name,road,car\na,0,1\nb,0,0\n")
-    assert "is there already; delete it" in message(main)
+    assert "is there already; delete it" in message(lambda: carb(*command, "--blank"))
     assert path.read_text() == "name,road,car\na,0,1\nb,0,0\n"
-    monkeypatch.setattr(sys, "argv", sys.argv[:2])
-    assert "line 3: image 'b' has no class; write 1 for each class" in message(main)
+    assert "line 3: image 'b' has no class; write 1 for each class" in message(lambda: carb(*command))
     path.write_text("name,road,car\na,0,1\nb,1,0\n")
-    assert main() == 0 and "2 images, on average 1.0 of 2 classes" in capsys.readouterr().out
+    assert carb(*command) == 0 and "2 images, on average 1.0 of 2 classes" in capsys.readouterr().out
 
 
 from places import CAMVID_ROOT

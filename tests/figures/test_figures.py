@@ -13,6 +13,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
+from commands import carb
 from fake_run import NAMES, check_readable, evaluation, make_run
 from PIL import Image
 
@@ -71,7 +72,7 @@ def test_every_figure_is_whole_readable_and_says_what_it_is(
     assert not re.search(r"\d\.\d{4,}", record.caption + record.alt), "numbers with too many digits"
 
 
-def test_main_draws_and_says_what_is_missing(
+def test_the_command_draws_and_says_what_is_missing(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     part, out = tmp_path / "runs" / "part", tmp_path / "out"
@@ -80,14 +81,13 @@ def test_main_draws_and_says_what_is_missing(
         shutil.copy(run / name, part / name)
     write_json(tmp_path / "contrast.json", CONTRAST)
     chosen = ["classes_per_image", "qualitative_grid", "training_curves", "ablations"]
-    argv = [str(part), "--out", str(out), "--contrast", str(tmp_path / "contrast.json"), "--only", *chosen]
-    assert figures.main(argv) == 0
+    assert carb("figures", part, "--out", out, "--contrast", tmp_path / "contrast.json", "--only", *chosen) == 0
     said = capsys.readouterr().out
     assert [line.split()[0] for line in said.splitlines()] == ["classes_per_image", "training_curves", *chosen[1::2]]
     assert "03_train" in said and "05_ablations" in said and "04_small_object_evaluation" in said
     assert {path.name for path in out.iterdir()} == {f"classes_per_image.{kind}" for kind in ("png", "pdf", "json")}
     with pytest.raises(CarbError, match="did you mean 'confusion'"):
-        figures.main([str(part), "--only", "confusoin"])
+        carb("figures", part, "--only", "confusoin")
 
 
 def test_make_all_writes_figures_and_tables(tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,11 +250,11 @@ def test_results_without_their_dataset_are_missing_not_damaged(
     params = load_results(far).params.updated(root=str(tmp_path / "elsewhere"))
     write_text(far / "params.yaml", params.to_yaml())
     pictures = ["samples", "similarity_maps", "mask_examples", "region_maps", "qualitative_grid"]
-    assert figures.main([str(far), "--out", str(tmp_path / "out"), "--only", *pictures]) == 0
+    assert carb("figures", far, "--out", tmp_path / "out", "--only", *pictures) == 0
     said = capsys.readouterr().out.splitlines()
     assert len(said) == len(pictures) and all(f"dataset not found at {tmp_path}/elsewhere" in line for line in said)
     (tmp_path / "elsewhere").mkdir()  # a folder of the right name that holds something else
-    assert figures.main([str(far), "--out", str(tmp_path / "out"), "--only", *pictures]) == 0
+    assert carb("figures", far, "--out", tmp_path / "out", "--only", *pictures) == 0
     assert "NOT READABLE" not in capsys.readouterr().out
 
 

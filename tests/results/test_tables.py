@@ -12,6 +12,7 @@ from pathlib import Path
 import jinja2
 import numpy as np
 import pytest
+from commands import carb
 from fake_run import make_run
 from hypothesis import given
 from hypothesis import strategies as st
@@ -196,7 +197,7 @@ def test_maskers_are_sorted_by_quality() -> None:
 
 def test_tables_of_a_run_are_written_and_name_their_data(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     run = make_run(tmp_path)
-    assert tables.main([str(run), "--out", str(tmp_path / "out")]) == 0
+    assert carb("figures", run, "--out", tmp_path / "out", "--tables") == 0
     made = {path.name for path in (tmp_path / "out").iterdir()}
     assert made == {
         f"table_{n}.{k}" for n in ("comparison", "per_class", "maskers", "ablations") for k in ("tex", "csv", "md")

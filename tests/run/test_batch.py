@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import carb
 from fake_run import evaluation
 
 from carblib.base import files
@@ -46,9 +47,9 @@ class Project:
         self.made.append(run_dir.name)
         files.write_text(run_dir / "report.html", "report")
 
-    def run(self, *arguments: str) -> int:
+    def run(self, *arguments: object) -> int:
         self.ran, self.made = [], []
-        return batch.main([str(argument) for argument in arguments])
+        return carb("batch", *arguments)
 
 
 @pytest.fixture

@@ -97,8 +97,9 @@ def test_interrupt_lets_the_cell_clean_up(project: Path) -> None:
     write_notebook(project / "in.ipynb", cell, "open('went_on', 'w').close()")
     program = (  # started from a background job, a process ignores Ctrl-C unless told otherwise
         "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from pathlib import Path\nfrom carblib import errors, headless\n"
-        "errors.cli(lambda: headless.execute(Path('in.ipynb').absolute(), Path('out.ipynb').absolute(), {'x': 1}))"
+        "from pathlib import Path\nfrom carblib.run import headless\n"
+        "try:\n    headless.execute(Path('in.ipynb').absolute(), Path('out.ipynb').absolute(), {'x': 1})\n"
+        "except KeyboardInterrupt:\n    raise SystemExit(130)"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", program], cwd=project, stdout=subprocess.PIPE, text=True, start_new_session=True

@@ -67,7 +67,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_batch_runs_all_four_and_skips_them_the_second_time(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert batch.main(["params/tiny.yaml"]) == 0, capsys.readouterr().out
+    assert batch.run_batch(["params/tiny.yaml"], {}) == 0, capsys.readouterr().out
     run_dir, figures = project / "runs" / "tiny", project / "figures" / "tiny"
     for name in batch.NOTEBOOKS:
         executed = nbformat.read(run_dir / "notebooks" / f"{name}.ipynb", as_version=4)
@@ -94,7 +94,7 @@ def test_batch_runs_all_four_and_skips_them_the_second_time(project: Path, capsy
     first = capsys.readouterr().out
     assert "paper" in first and "report.html" in first
 
-    assert batch.main(["params/tiny.yaml"]) == 0
+    assert batch.run_batch(["params/tiny.yaml"], {}) == 0
     assert capsys.readouterr().out.count("skipped") == len(batch.NOTEBOOKS)
 
 

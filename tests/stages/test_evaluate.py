@@ -3,11 +3,11 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
 import trees
+from commands import carb
 from PIL import Image
 
 from carblib.base.errors import CarbError
@@ -19,7 +19,6 @@ from carblib.stages.evaluate import (
     evaluate_masks,
     evaluation_path,
     evaluation_split,
-    main,
 )
 
 CLASSES = 4
@@ -78,7 +77,7 @@ def test_a_mask_of_another_size_is_refused_or_resized(camvid):
     assert result["confusion"] == sum(confusion(*pair, 11) for pair in pairs).tolist()
 
 
-def test_any_folder_of_predictions_is_measured(camvid, tmp_path, monkeypatch, capsys):
+def test_any_folder_of_predictions_is_measured(camvid, tmp_path, capsys):
     params, split, truth = camvid
     folder = tmp_path / "someone"
     for name, mask in truth.items():
@@ -86,8 +85,8 @@ def test_any_folder_of_predictions_is_measured(camvid, tmp_path, monkeypatch, ca
     assert evaluate_folder(folder, split, params, "someone")["miou"] == 1
     file = tmp_path / "run.yaml"
     file.write_text(params.to_yaml())
-    monkeypatch.setattr(sys, "argv", ["x", str(file), "--folder", str(folder), "--split", "test"])
-    assert main() == 0 and "mIoU 100.0 %" in capsys.readouterr().out
+    assert carb("evaluate", file, "--folder", folder, "--split", "test") == 0
+    assert "mIoU 100.0 %" in capsys.readouterr().out
     Image.new("RGB", (32, 18)).save(folder / f"{split.names[1]}.png")
     with pytest.raises(CarbError, match=f"{split.names[1]}.png: not an index PNG"):
         evaluate_folder(folder, split, params, "someone")
@@ -96,7 +95,7 @@ def test_any_folder_of_predictions_is_measured(camvid, tmp_path, monkeypatch, ca
         evaluate_folder(folder, split, params, "someone")
 
 
-def test_a_folders_evaluation_has_a_name_of_its_own(camvid, tmp_path, monkeypatch, capsys):
+def test_a_folders_evaluation_has_a_name_of_its_own(camvid, tmp_path, capsys):
     params, split, truth = camvid
     file = tmp_path / "run.yaml"
     file.write_text(params.to_yaml())
@@ -107,8 +106,7 @@ def test_a_folders_evaluation_has_a_name_of_its_own(camvid, tmp_path, monkeypatc
             trees.save(folder / f"{name}.png", np.roll(mask, 3 * shift))
 
     def measured(folder, *more):
-        monkeypatch.setattr(sys, "argv", ["x", str(file), "--folder", str(folder), "--split", "test", *more])
-        assert main() == 0
+        assert carb("evaluate", file, "--folder", folder, "--split", "test", *more) == 0
         return json.loads(open(capsys.readouterr().out.splitlines()[-1]).read())
 
     results = [measured(folder) for folder in folders[:2] + folders[1:2]]

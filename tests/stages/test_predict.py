@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import os
-import sys
 
 import numpy as np
 import pytest
 import torch
 import trees
+from commands import carb
 from PIL import Image
 from torch import nn
 
@@ -17,7 +17,7 @@ from carblib.data.mask_folders import read_mask, write_mask
 from carblib.data.readers import open_split
 from carblib.infer import predict_mask
 from carblib.network import build_network
-from carblib.stages.predict import colour_mask, main, overlay, predict_split, write_submission
+from carblib.stages.predict import colour_mask, overlay, predict_split, write_submission
 from carblib.training.state import load_trained
 
 SMALL = {"image_size": (16, 24), "crop": (16, 24), "patch": (8, 8), "device": "cpu"}
@@ -93,8 +93,7 @@ def test_the_command_predicts_a_split_with_a_checkpoint(camvid, checkpoint, tmp_
     params, split = camvid
     file = tmp_path / "run.yaml"
     file.write_text(params.to_yaml())
-    monkeypatch.setattr(sys, "argv", ["x", str(file), "--checkpoint", str(checkpoint), "--index-only"])
-    assert main() == 0
+    assert carb("predict", file, "--checkpoint", checkpoint, "--index-only") == 0
     folder = tmp_path / "home/runs/r/predictions/paper/test"
     assert capsys.readouterr().out.splitlines()[-1] == str(folder)
     expected = predict_mask(load_trained(checkpoint)[0], split.image(1), params)
@@ -106,15 +105,13 @@ def test_a_folder_of_dash_cam_pictures_without_masks(camvid, checkpoint, tmp_pat
         trees.photo(tmp_path / "drive" / file, 0, size)
     file = tmp_path / "run.yaml"
     file.write_text(camvid[0].to_yaml())
-    arguments = ["x", str(file), "--checkpoint", str(checkpoint), "--images", str(tmp_path / "drive")]
-    monkeypatch.setattr(sys, "argv", arguments)
-    assert main() == 0
+    arguments = ["predict", file, "--checkpoint", checkpoint, "--images", str(tmp_path / "drive")]
+    assert carb(*arguments) == 0
     folder = tmp_path / "home/runs/r/predictions/paper/drive"
     assert read_mask(folder, "a", 11).shape == (15, 31) and read_mask(folder, "b", 11).shape == (40, 22)
     assert (folder / "overlay" / "a.png").is_file()
-    monkeypatch.setattr(sys, "argv", [*arguments, "--submission"])
     with pytest.raises(CarbError, match="--submission: needs the classes of cityscapes"):
-        main()
+        carb(*arguments, "--submission")
 
 
 def test_predictions_of_other_pictures_are_not_handed_out(camvid, checkpoint, tmp_path, monkeypatch, capsys):
@@ -124,9 +121,8 @@ def test_predictions_of_other_pictures_are_not_handed_out(camvid, checkpoint, tm
         trees.photo(tmp_path / where / "x.png", seed, (20, 20))
 
     def predict(where, *more):
-        arguments = ["--checkpoint", str(checkpoint), "--index-only", "--images", str(where), *more]
-        monkeypatch.setattr(sys, "argv", ["x", str(file), *arguments])
-        assert main() == 0
+        arguments = ["--checkpoint", checkpoint, "--index-only", "--images", str(where), *more]
+        assert carb("predict", file, *arguments) == 0
         return capsys.readouterr().out.split()[-1]
 
     first = predict(tmp_path / "a/pics")
@@ -153,25 +149,22 @@ def test_pictures_beside_masks_in_subfolders_and_by_any_name(where, named, camvi
         trees.photo(tmp_path / "drive" / name, 0, (12, 14))
     file = tmp_path / "run.yaml"
     file.write_text(camvid[0].to_yaml())
-    arguments = ["x", str(file), "--checkpoint", str(checkpoint), "--images", where]
-    monkeypatch.setattr(sys, "argv", arguments)
+    arguments = ["predict", file, "--checkpoint", checkpoint, "--images", where]
     monkeypatch.chdir(tmp_path / "drive" / ("front" if where == ".." else ""))
-    assert main() == 0
+    assert carb(*arguments) == 0
     folder = tmp_path / "home/runs/r/predictions/paper" / named
     assert sorted(path.name for path in folder.glob("*.png")) == ["a.png", "front_a.png", "front_night_b.png"]
     assert (folder / "colour/front_a.png").is_file()
-    monkeypatch.setattr(sys, "argv", [*arguments, "--out", str(tmp_path / "drive/out")])
     with pytest.raises(CarbError, match="would land among its pictures"):
-        main()
+        carb(*arguments, "--out", str(tmp_path / "drive/out"))
 
 
 def test_a_network_of_other_classes_is_refused(camvid, checkpoint, tmp_path, monkeypatch):
     trees.write_cityscapes(tmp_path / "city")
     file = tmp_path / "city.yaml"
     file.write_text(trees.params(tmp_path / "city", "cityscapes", "cityscapes", **SMALL).to_yaml())
-    monkeypatch.setattr(sys, "argv", ["x", str(file), "--checkpoint", str(checkpoint), "--split", "val"])
     with pytest.raises(CarbError, match="final.pt: its network knows the classes of camvid, not of cityscapes"):
-        main()
+        carb("predict", file, "--checkpoint", checkpoint, "--split", "val")
 
 
 def test_a_submission_is_in_label_ids_and_never_255(tmp_path):

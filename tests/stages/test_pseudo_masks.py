@@ -3,13 +3,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import sys
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import trees
+from commands import carb
 
 from carblib.base.errors import CarbError
 from carblib.data.labels import labels_path, write_labels
@@ -17,7 +17,7 @@ from carblib.data.mask_folders import read_mask, write_mask
 from carblib.data.readers import open_split
 from carblib.masker import build_masker
 from carblib.stages.crf import refine
-from carblib.stages.pseudo_masks import export_masks, main, middle_scale, tiled_local_masks
+from carblib.stages.pseudo_masks import export_masks, middle_scale, tiled_local_masks
 from carblib.transforms import load_sized
 
 
@@ -105,20 +105,18 @@ def test_local_masks_have_a_folder_of_their_own(run, tmp_path):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("pydensecrf") is None, reason="pydensecrf is not installed (extra 'crf')")
-def test_the_command_refines_into_another_folder(run, tmp_path, monkeypatch, capsys):
+def test_the_command_refines_into_another_folder(run, tmp_path, capsys):
     file = tmp_path / "run.yaml"
     file.write_text(run.to_yaml())
-    monkeypatch.setattr(sys, "argv", ["x", str(file), "--split", "val", "--crf"])
-    assert main() == 0
+    assert carb("masks", file, "--split", "val", "--crf") == 0
     folder, how = capsys.readouterr().out.splitlines()[-2:]
     assert folder == str(tmp_path / "home/runs/r/pseudo_masks_crf/val")
-    assert how.endswith("-p crf true -p run r"), "what a training needs to read them"
+    assert how.endswith(f"carb train {file} -p crf true"), "what a training needs to read them"
     for name in trees.CAMVID_NAMES["val"]:
         raw, refined = (read_mask(tmp_path / f"home/runs/r/{kind}/val", name, 11) for kind in FOLDERS)
         assert set(np.unique(refined)) <= set(np.unique(raw))
-    monkeypatch.setattr(sys, "argv", ["x", str(file), "--crf", "--local"])
     with pytest.raises(CarbError, match="give one of the two"):
-        main()
+        carb("masks", file, "--crf", "--local")
 
 
 FOLDERS = ("pseudo_masks", "pseudo_masks_crf")

@@ -1,12 +1,12 @@
 """Official checkpoints: read, reported, refused, written back; logits against a plain functional network."""
 
 import pickle
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from commands import carb
 from test_network import pixels, randomise
 
 from carblib.base.errors import CarbError
@@ -264,47 +264,42 @@ def test_truncated_missing_and_mismatched_checkpoints_are_refused(tmp_path: Path
         empty_network(checkpoint, params(classes="cityscapes"))
 
 
-def test_a_key_of_another_shape_is_reported(tmp_path, weights, official_file, monkeypatch, capsys):
+def test_a_key_of_another_shape_is_reported_and_nothing_written(tmp_path, weights, capsys):
     settings, path, kernel = tmp_path / "p.yaml", tmp_path / "other.pth", torch.zeros(DIMENSIONS, 2048, 1, 1)
     settings.write_text(params().to_yaml())
-    monkeypatch.setattr(sys, "argv", ["checkpoints", "report", str(path), str(settings)])
+    arguments = ("checkpoints", "import", path, settings, "--output", tmp_path / "final.pt")
     torch.save({"meta": {}, "state_dict": weights | {KERNEL: kernel}}, path)
-    assert checkpoints.main() == 1
+    with pytest.raises(CarbError, match="has shape"):
+        carb(*arguments)
     listing = capsys.readouterr().out.splitlines()
     assert f"used    {KERNEL}" not in listing and f"unused  {KERNEL}" in listing and f"missing {KERNEL}" in listing
     assert f"{KERNEL} has shape (8, 2048, 1, 1), expected (8, 2048, 3, 3)" in listing
     assert any(line.endswith("5 unused, 1 missing") for line in listing)
     torch.save({"meta": {}, "state_dict": weights | {"auxiliary_head.conv.weight": torch.zeros(2)}}, path)
-    assert checkpoints.main() == 1
-    assert "auxiliary_head.conv.weight has no place in the network" in capsys.readouterr().out
+    with pytest.raises(CarbError, match="no place for auxiliary_head.conv.weight"):
+        carb(*arguments)
+    assert "unused  auxiliary_head.conv.weight" in capsys.readouterr().out
+    assert not (tmp_path / "final.pt").exists()
 
 
 def test_parameters_can_be_changed_on_the_command_line(tmp_path, official_file, monkeypatch, capsys):
     settings, final = tmp_path / "p.yaml", tmp_path / "runs/other/train/official/final.pt"
     settings.write_text(params(101).to_yaml())
     monkeypatch.setenv("CARB_HOME", str(tmp_path))
-    change = ["-p", "backbone", "resnet50_v1c", "-p", "run", "other"]
-    for command in ("report", "import"):
-        monkeypatch.setattr(sys, "argv", ["checkpoints", command, str(official_file), str(settings), *change])
-        assert checkpoints.main() == 0
+    change = ("-p", "backbone", "resnet50_v1c", "-p", "run", "other")
+    assert carb("checkpoints", "import", official_file, settings, *change) == 0
     assert str(final) in capsys.readouterr().out and final.is_file()
 
 
-def test_the_command_imports_exports_and_reports(tmp_path: Path, official_file: Path, monkeypatch, capsys):
+def test_the_command_imports_reports_and_exports(tmp_path: Path, official_file: Path, capsys):
     settings, final, back = tmp_path / "p.yaml", tmp_path / "final.pt", tmp_path / "back.pth"
     settings.write_text(params().to_yaml())
-
-    def command(*arguments) -> str:
-        monkeypatch.setattr(sys, "argv", ["checkpoints", *map(str, arguments)])
-        assert checkpoints.main() == 0
-        return capsys.readouterr().out
-
-    listing = command("report", official_file, settings)
+    assert carb("checkpoints", "import", official_file, settings, "--output", final) == 0
+    listing = capsys.readouterr().out
     assert "used    backbone.stem.0.weight" in listing and "unused  decode_head.proj.weight" in listing
-    assert "4 unused, 0 missing" in listing
-    assert str(final) in command("import", official_file, settings, "--output", final)
-    command("export", final, back)
+    assert "4 unused, 0 missing" in listing and str(final) in listing
+    assert carb("checkpoints", "export", final, back) == 0
     theirs, ours = (torch.load(path, weights_only=True)["state_dict"] for path in (official_file, back))
     assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
     with pytest.raises(CarbError, match="no checkpoint of carblib"):
-        command("export", official_file, back)
+        carb("checkpoints", "export", official_file, back)
