@@ -50,9 +50,9 @@ class Shared:
 def train(params: Params, variant: str, shared: Shared | None = None, folder: Path | None = None) -> Path:
     """Train one variant of a run, resuming where an interrupted one stopped; returns its folder.
 
-    variant: plain, glv, carb, paper, ours or ceiling (`Params.variant`). A finished variant with the same parameters is not
-    trained again. `shared` (from `share`) saves work when several variants are trained in one process. Raises CarbError
-    when the folder holds a run with other parameters.
+    variant: plain, glv, carb, paper, ours or ceiling (`Params.variant`). A finished variant with the same parameters is
+    not trained again. `shared` (from `share`) saves work when several variants are trained in one process. Raises
+    CarbError when the folder holds a run with other parameters.
     """
     params = params.variant(variant)
     folder = folder or params.run_dir / "train" / variant
