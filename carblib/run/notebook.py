@@ -63,7 +63,7 @@ def show(figure: Figure, params: Params, name: str, record: FigureRecord) -> Non
 
 
 def show_saved(params: Params, *names: str) -> None:
-    """Draw figures of the run from its saved results (names of `carblib.figures.draw`), save and display them in this order.
+    """Draw figures of the run from its saved results by name, save and display them in this order.
 
     Where results are missing, a line says which notebook makes them.
     """

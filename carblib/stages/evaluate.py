@@ -19,7 +19,7 @@ from carblib.base.errors import CarbError
 from carblib.base.progress import bar_options
 from carblib.data.label_maps import cityscapes_label_ids, decode_index
 from carblib.data.mask_folders import mask_path, read_mask
-from carblib.data.readers import Split
+from carblib.data.readers import Split, open_split
 from carblib.metrics import bootstrap, confusion, iou, miou
 from carblib.params import Params, project_root
 from carblib.small_objects import Objects, join, match_objects, object_table

@@ -204,9 +204,7 @@ def test_every_figure_and_table_older_than_its_results_is_named(project: Path, n
     found = [w for w in report_checks.find_warnings(load_results(run), folder, names) if "Older" in w]
     assert len(found) == bool(stale)
     if stale:
-        assert found[0].startswith(
-            f"Older than the results they show: {', '.join(stale)}; carb figures"
-        )
+        assert found[0].startswith(f"Older than the results they show: {', '.join(stale)}; carb figures")
 
 
 def test_time_is_summed_over_resumptions() -> None:
