@@ -18,6 +18,7 @@ from commands import group as root
 
 from carblib.base.errors import CarbError, Interrupted
 from carblib.base.files import write_text
+from carblib.data.readers import open_split
 from carblib.params import Params, load_params
 from carblib.run.command_line import Commands, run_and_exit
 from carblib.run.list_params import GROUPS
@@ -191,6 +192,16 @@ def test_any_command_may_come_first(home: Path, capsys: pytest.CaptureFixture[st
     assert carb("predict", file, "--checkpoint", folder / "plain/final.pt") == 0
     assert carb("evaluate", file, "--folder", home / "runs/r/predictions/plain/test") == 0
     assert "plain on test, 1 images: mIoU" in capsys.readouterr().out
+
+
+def test_scenes_rendered_as_the_error_says_are_not_refused_later(home: Path) -> None:
+    params = Params(run="r", **TINY)
+    with pytest.raises(CarbError, match="render them: carb scenes ") as error:
+        open_split(params, "val")
+    words = shlex.split(str(error.value).split("render them: carb ")[1])
+    assert carb(*words, "--size", 64, 128) == 0 and len(open_split(params, "val")) == 2
+    write_text(home / "tiny.yaml", params.to_yaml())
+    assert carb("labels", home / "tiny.yaml") == 0
 
 
 def test_a_training_makes_only_the_masks_it_reads(home: Path) -> None:

@@ -17,6 +17,7 @@ Nothing reads a mask when a split is opened: weakly supervised training goes wit
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -108,8 +109,8 @@ def open_split(params: Params, split: str, require_masks: bool = False) -> Split
     root, classes = params.data_root, params.class_set
     if not root.is_dir():
         counts = {params.train_split: params.scenes_train, params.val_split: params.scenes_val}
-        count = counts.get(split, params.scenes_test)
-        render = f"render them: carb scenes {root} --split {split} --count {count} --seed {params.scenes_seed}"
+        words = ["--split", split, "--count", counts.get(split, params.scenes_test), "--seed", params.scenes_seed]
+        render = f"render them: {shlex.join(map(str, ('carb', 'scenes', root, *words)))}"
         remedy = render if params.dataset == "scenes" else "set `root` in the parameters"
         raise CarbError(f"{root}: no such folder for dataset {params.dataset}; {remedy}")
     if params.dataset == "cityscapes":
