@@ -1,7 +1,7 @@
 """One notebook, run without a page: executed by papermill in a kernel of this very Python, then rendered to HTML.
 
-`python -m carblib.run.headless runs/demo` puts the executed notebooks of a run back into notebooks/, outputs included, so
-that they can be read where they are kept.
+`publish` puts the executed notebooks of a run back into notebooks/, outputs included, so that they can be read where
+they are kept.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import html
 import io
 import os
 import signal
@@ -191,7 +190,6 @@ def _as_read(executed: Path) -> nbformat.NotebookNode:
 def publish(executed: Path, target: Path) -> None:
     """Copy an executed notebook without papermill's traces: its parameters cell, times and paths of this machine.
 
-    Below every picture its alternative text is written out: web pages that show notebooks (GitHub, nbviewer) drop it.
     Raises CarbError for a notebook that failed, whose outputs nobody should read as results.
     """
     notebook = _as_read(executed)
@@ -203,7 +201,6 @@ def publish(executed: Path, target: Path) -> None:
         for output in cell.outputs:
             if "execution_count" in output:
                 output.execution_count = count
-        cell.outputs = [shown for output in cell.outputs for shown in (output, *_in_words(output))]
     for cell in kept:
         for key in ("papermill", "execution"):
             cell.metadata.pop(key, None)
@@ -213,16 +210,6 @@ def publish(executed: Path, target: Path) -> None:
     for key in ("papermill", "widgets"):
         notebook.metadata.pop(key, None)
     files.write_text(target, nbformat.writes(notebook) + "\n")
-
-
-def _in_words(output: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
-    """Return the alternative text of a picture as an output of its own; none where there is no picture or text."""
-    described = [value.get("alt") for kind, value in output.get("metadata", {}).items() if kind.startswith("image/")]
-    return [
-        nbformat.v4.new_output("display_data", {"text/markdown": f"<small>In words: {html.escape(alt, False)}</small>"})
-        for alt in described
-        if alt
-    ]
 
 
 def main() -> int:
