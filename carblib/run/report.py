@@ -43,19 +43,13 @@ TABLES = {
 }
 
 
-def write_report(
-    run_dir: str | Path,
-    params: Params | None = None,
-    figures_dir: str | Path | None = None,
-    out: str | Path | None = None,
-) -> Path:
-    """Write the report of a run (default runs/<run>/report.html) from its results and figures; return its path.
+def write_report(run_dir: str | Path, params: Params | None = None) -> Path:
+    """Write runs/<run>/report.html from the run's results and the pictures in figures/<run>; return its path.
 
-    Figures are those in `figures_dir` (default figures/<run>), with captions and alternative texts from their records.
+    Captions and alternative texts come from the figures' records. Raises CarbError where results cannot be read.
     """
     results = load_results(run_dir, params)
-    folder = Path(figures_dir) if figures_dir else project_root() / "figures" / results.run
-    target = Path(out) if out else results.folder / "report.html"
+    folder, target = project_root() / "figures" / results.run, results.folder / "report.html"
     page = _template("report.html.j2").render(
         run=results.run,
         badges=_badges(results),
@@ -63,7 +57,7 @@ def write_report(
         warnings=find_warnings(results, folder),
         trainings=training_states(results),
         evaluations=_evaluated(results),
-        notebooks=_notebooks(results, target),
+        notebooks=_notebooks(results),
         sections=_sections(results, folder),
         all_tables={TABLES[name]: table for name, table in run_tables(results).items()},
         parameters=_parameters(results.params),
@@ -141,18 +135,10 @@ def _evaluated(results: RunResults) -> dict[str, Any] | None:
     return {"split": first["split"], "images": first["images"], "names": "; ".join(map(variant_label, scores))}
 
 
-def _notebooks(results: RunResults, target: Path) -> list[dict[str, Any]]:
+def _notebooks(results: RunResults) -> list[dict[str, Any]]:
     pages = sorted((results.folder / "notebooks").glob("*.html"))
-    # The report may be written elsewhere; then only absolute paths lead back.
-    beside = target.resolve().parent == results.folder
-    return [
-        {
-            "name": page.stem,
-            "href": f"notebooks/{page.name}" if beside else page.as_uri(),
-            "finished": (results.folder / "done" / f"{page.stem}.json").is_file(),
-        }
-        for page in pages
-    ]
+    done = {path.stem for path in (results.folder / "done").glob("*.json")}
+    return [{"name": p.stem, "href": f"notebooks/{p.name}", "finished": p.stem in done} for p in pages]
 
 
 def _sections(results: RunResults, folder: Path) -> list[dict[str, Any]]:

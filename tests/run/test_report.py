@@ -145,9 +145,10 @@ def test_large_figures_are_made_smaller(project: Path, monkeypatch: pytest.Monke
         report.write_report(project / "runs" / "tiny")
 
 
-def test_report_without_any_result(tmp_path: Path) -> None:
+def test_report_without_any_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CARB_HOME", str(tmp_path))
     write_text(tmp_path / "runs" / "tiny" / "params.yaml", Params(run="tiny").to_yaml())
-    page = Page(report.write_report(tmp_path / "runs" / "tiny", figures_dir=tmp_path / "none").read_text("utf-8"))
+    page = Page(report.write_report(tmp_path / "runs" / "tiny").read_text("utf-8"))
     assert "Nothing was evaluated yet." in page.text and "No training was logged." in page.text
     with pytest.raises(CarbError, match="no such run folder"):
         report.write_report(tmp_path / "runs" / "tinny")
