@@ -48,7 +48,7 @@ class RunFigure:
         sources = self._sources(results)
         if not picture.is_file() or not all(sources.values()):
             return False
-        newest = max(path.stat().st_mtime for files in sources.values() for path in files)
+        newest = max((path.stat().st_mtime for files in sources.values() for path in files), default=0)
         return picture.stat().st_mtime >= newest
 
     def _sources(self, results: RunResults) -> dict[str, list[Path]]:
