@@ -14,7 +14,6 @@ from pathlib import Path
 from carblib.base.errors import CarbError, cli, nearest
 from carblib.base.files import read_json
 from carblib.figures.captions import save_figure
-from carblib.figures.pictures import pick_rows as pick_rows  # notebook 02 takes it from here
 from carblib.figures.table import FIGURES, TABLE
 from carblib.params import Params, load_params, project_root
 from carblib.results.saved import Missing, RunResults, load_results

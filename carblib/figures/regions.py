@@ -14,7 +14,7 @@ from scipy.optimize import isotonic_regression
 
 from carblib.classes import ClassSet
 from carblib.figures.captions import Drawn, figure_record, image_index, images_of, open_data
-from carblib.figures.pictures import fit_height, panels_of, show_picture
+from carblib.figures.grids import fit_height, panels_of, show_picture
 from carblib.figures.style import INK, MARKERS, class_legend, colorize, new_figure, paper_style
 from carblib.figures.training import mark_warmup, of_training, over_training, shown_training, warmup_of
 from carblib.results.saved import Missing, RunResults, class_groups, read_regions, region_folders

@@ -77,10 +77,25 @@ def paper_style() -> AbstractContextManager[None]:
     return matplotlib.rc_context(_SETTINGS)
 
 
+class PaperFigure(Figure):
+    """A matplotlib figure that is drawn in this style whoever draws it, and that a notebook shows without pyplot.
+
+    matplotlib makes ticks only when it draws, with the settings of that moment; hence the style goes with the figure.
+    """
+
+    @paper_style()
+    def draw(self, renderer: Any) -> None:
+        """Draw with this style's settings."""
+        super().draw(renderer)
+
+    def _repr_png_(self) -> bytes:
+        return rendered(self, "png", self.dpi, {})
+
+
 def new_figure(width: float, height: float) -> Figure:
     """Return an empty white figure of that size in inches, laid out so that no label is cut off."""
     with paper_style():
-        return Figure(figsize=(width, height), layout="constrained", facecolor="white")
+        return PaperFigure(figsize=(width, height), layout="constrained", facecolor="white")
 
 
 # --- colours and legends -------------------------------------------------------------------------------------------
@@ -160,10 +175,7 @@ def shrink(picture: np.ndarray, width: int) -> np.ndarray:
 
 @paper_style()
 def rendered(figure: Figure, kind: str, dpi: float, metadata: dict[str, Any]) -> bytes:
-    """Return a figure as the bytes of a file (kind: png, pdf).
-
-    In this style, because matplotlib makes ticks only when it draws, with the settings of that moment.
-    """
+    """Return a figure as the bytes of a file (kind: png, pdf), in this style: its fonts are embedded as TrueType."""
     data = io.BytesIO()
     figure.savefig(data, format=kind, dpi=dpi, metadata=metadata)
     return data.getvalue()

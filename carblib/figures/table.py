@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from carblib.figures import ablations, data, pictures, regions, scores, training
+from carblib.figures import ablations, data, grids, regions, scores, training
 from carblib.figures.captions import Drawn
 from carblib.results.saved import Missing, RunResults
 
@@ -62,14 +62,14 @@ _TRAINING = ("Training", "03_train")
 _RESULTS = ("Results", "04_small_object_evaluation", ("evaluation/*/*.json",))
 
 TABLE = (
-    RunFigure("samples", "The data", "01_dataset_analysis", ("params.yaml",), pictures.samples),
+    RunFigure("samples", "The data", "01_dataset_analysis", ("params.yaml",), grids.samples),
     RunFigure("dataset_difficulty", *_DATA, data.dataset_difficulty),
     RunFigure("class_frequency", *_DATA, data.class_frequency, part_of="dataset_difficulty"),
     RunFigure("cooccurrence", *_DATA, data.cooccurrence, part_of="dataset_difficulty"),
     RunFigure("classes_per_image", *_DATA, data.classes_per_image, part_of="dataset_difficulty"),
     RunFigure("object_sizes", *_DATA, data.object_sizes, part_of="dataset_difficulty"),
-    RunFigure("similarity_maps", *_MASKS, ("similarity_maps.npz",), pictures.similarity_maps),
-    RunFigure("mask_examples", *_MASKS, ("mask_examples.npz",), pictures.mask_examples),
+    RunFigure("similarity_maps", *_MASKS, ("similarity_maps.npz",), grids.similarity_maps),
+    RunFigure("mask_examples", *_MASKS, ("mask_examples.npz",), grids.mask_examples),
     RunFigure("pseudo_mask_iou", *_MASKS, _OF_MASKS, scores.pseudo_mask_iou),
     RunFigure("zoom_recovers", *_MASKS, _OF_MASKS, scores.zoom_recovers),
     RunFigure("masker_comparison", *_MASKS, ("maskers.json",), ablations.masker_comparison),
@@ -78,7 +78,7 @@ TABLE = (
     RunFigure("region_weights", *_TRAINING, ("train/*/region_weights.csv",), regions.region_weights),
     RunFigure("reliability_curves", *_TRAINING, ("train/*/reliability.csv",), regions.reliability_curves),
     RunFigure("region_maps", *_TRAINING, ("train/*/regions/*/*.npz",), regions.region_maps),
-    RunFigure("qualitative_grid", *_RESULTS, pictures.qualitative_grid),
+    RunFigure("qualitative_grid", *_RESULTS, grids.predictions_grid),
     RunFigure("iou_per_class", *_RESULTS, scores.iou_per_class),
     RunFigure("object_size_curves", *_RESULTS, scores.object_size_curves),
     RunFigure("gain_over_pseudo_masks", *_RESULTS, scores.gain_over_pseudo_masks),

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from carblib.classes import CAMVID, CITYSCAPES, ClassSet
-from carblib.figures import ablations, data, pictures, regions, scores, style, training
+from carblib.figures import ablations, data, grids, regions, scores, style, training
 from carblib.figures.data import pixel_quantiles
 from carblib.figures.regions import spread_apart, spread_evenly
 from carblib.params import Params
@@ -82,22 +82,20 @@ def test_many_classes_stay_readable() -> None:
     check_readable(scores.confusion_matrix(one, CITYSCAPES))
 
 
-def test_similarity_panel_and_masks_of_another_size() -> None:
+def test_similarity_panel_and_boxes() -> None:
     image, mask = RNG.integers(0, 255, (20, 40, 3)).astype(np.uint8), np.full((20, 40), 3, np.uint8)
     maps = {name: RNG.random((5, 10)) for name in ("road", "pole", "sky", "car")}
-    figure = pictures.similarity_panel(image, maps, mask, CAMVID, truth=np.full((20, 40), 255, np.uint8))
+    figure = grids.similarity_panel(image, maps, mask, CAMVID, truth=np.full((20, 40), 255, np.uint8))
     check_readable(figure)
     assert legend_of(figure) == ["road", "void"]
-    row = pictures.GridRow("", image, {"mask": mask[::2, ::2]})
-    check_readable(pictures.image_grid([row], CAMVID))
+    row = grids.GridRow("", image, {"mask": mask[::2, ::2]}, boxes=[(0, 5, 10, 15)])
+    check_readable(grids.qualitative_grid([row], CAMVID))
 
 
 def test_legend_names_only_classes_in_view() -> None:
     mask = np.array([[0, 0, 10]], np.uint8)
-    row = pictures.GridRow(
-        "best", np.zeros((1, 3, 3), np.uint8), {"mask": mask, "other": np.full((1, 3), 10, np.uint8)}
-    )
-    assert legend_of(pictures.image_grid([row], CAMVID)) == ["sky", "bicyclist"]
+    row = grids.GridRow("best", np.zeros((1, 3, 3), np.uint8), {"mask": mask, "other": np.full((1, 3), 10, np.uint8)})
+    assert legend_of(grids.qualitative_grid([row], CAMVID)) == ["sky", "bicyclist"]
 
 
 def test_colorize_uses_the_palette_and_black_for_void() -> None:
@@ -131,10 +129,10 @@ SCORED = st.lists(st.tuples(st.one_of(st.none(), st.floats(0, 1)), st.integers(0
 @given(SCORED)
 def test_rows_are_chosen_by_rule(scores: list[tuple[float | None, int]]) -> None:
     rows = [{"name": f"{i:02d}", "miou": s, "small_objects": n} for i, (s, n) in enumerate(scores)]
-    chosen, scored = pictures.pick_rows(rows), [row for row in rows if row["miou"] is not None]
+    chosen, scored = grids.pick_rows(rows), [row for row in rows if row["miou"] is not None]
     value = {row["name"]: row["miou"] for row in scored}
     assert len(chosen) == min(4, len(scored)) == len(set(chosen.values()))
-    assert chosen == pictures.pick_rows(rows[::-1]), "the rule must not depend on the order of the images"
+    assert chosen == grids.pick_rows(rows[::-1]), "the rule must not depend on the order of the images"
     if len(scored) > 2:
         assert value[chosen["best"]] == max(value.values()) and value[chosen["worst"]] == min(value.values())
         below = sum(v < value[chosen["median"]] for v in value.values())

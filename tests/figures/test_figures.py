@@ -21,7 +21,7 @@ import carblib
 from carblib.base.errors import CarbError
 from carblib.base.files import read_json, write_json, write_text
 from carblib.classes import CAMVID
-from carblib.figures import captions, pictures, style
+from carblib.figures import captions, grids, style
 from carblib.figures import draw as figures
 from carblib.figures.table import FIGURES, TABLE, RunFigure
 from carblib.params import Params
@@ -213,6 +213,15 @@ def test_rendered_scenes_say_so_in_the_picture(tmp_path: Path) -> None:
     assert "exact mask" in words.truth_name(Params()) and words.truth_name(Params(dataset="camvid")) == "ground truth"
 
 
+def test_notebooks_show_a_figure_without_pyplot_and_in_style() -> None:
+    figure = style.new_figure(2, 1)
+    with style.paper_style():
+        axes = figure.subplots()
+    assert figure._repr_png_().startswith(b"\x89PNG")
+    figure.draw_without_rendering()
+    assert {tick.get_fontsize() for tick in axes.get_xticklabels()} == {7}, "whoever draws it"
+
+
 # --- pictures of a run -----------------------------------------------------------------------------------------------
 
 
@@ -226,7 +235,7 @@ def test_grid_needs_saved_predictions(run: Path, tmp_path: Path) -> None:
 
 def test_grid_shows_masks_of_the_chosen_images(results: RunResults) -> None:
     figure, record = FIGURES["qualitative_grid"].make(results)
-    chosen = pictures.pick_rows(results.evaluations["ours"]["per_image"])
+    chosen = grids.pick_rows(results.evaluations["ours"]["per_image"])
     assert all(name in record.caption for name in chosen.values()) and set(chosen.values()) <= set(NAMES)
     variants = ["pseudo_masks_global", "glv", "carb", "paper", "ours"]  # plain is the first to go
     titles = [" ".join(axes.get_title().split()) for axes in figure.axes[:7]]

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from carblib.classes import ClassSet
 from carblib.data.mask_folders import mask_path, read_mask
@@ -40,12 +41,14 @@ class GridRow:
     """One image of a qualitative grid.
 
     `image` (H, W, 3) uint8; `masks` {title: (h, w) uint8 train ids}; `notes` {title: short text below it};
+    `boxes` (top, left, bottom, right) in pixels of the image, drawn on the image (local views).
     """
 
     label: str
     image: np.ndarray
     masks: Mapping[str, np.ndarray]
     notes: Mapping[str, str] = field(default_factory=dict)
+    boxes: Sequence[Sequence[int]] = ()
 
 
 def pick_rows(per_image: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -74,7 +77,7 @@ def pick_rows(per_image: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 @paper_style()
-def image_grid(rows: Sequence[GridRow], class_set: ClassSet) -> Figure:
+def qualitative_grid(rows: Sequence[GridRow], class_set: ClassSet) -> Figure:
     """A row per image: the image, then its masks under their column titles, in the palette; one legend below.
 
     Columns are those of the first row. Masks of another size than the image are shown over the same frame.
@@ -83,6 +86,10 @@ def image_grid(rows: Sequence[GridRow], class_set: ClassSet) -> Figure:
     figure, panels = panels_of([row.image for row in rows], len(titles))
     for row, line in zip(rows, panels, strict=True):
         show_picture(line[0], row.image, row.image.shape)
+        for top, left, bottom, right in row.boxes:
+            for colour, width in (("white", 2), ("black", 0.8)):  # seen on dark and on light
+                box = Rectangle((left, top), right - left, bottom - top, fill=False, color=colour, linewidth=width)
+                line[0].add_patch(box)
         if row.label:
             line[0].set_ylabel(row.label.replace("most small ", "most small\n"), fontsize=7.5)
         for axes, title in zip(line[1:], titles[1:], strict=True):
@@ -186,7 +193,7 @@ def samples(results: RunResults) -> Drawn:
     record = figure_record(
         params, caption, "Street scenes beside their masks.", train.name, len(rows), chosen_of=len(train)
     )
-    return image_grid(rows, params.class_set), record
+    return qualitative_grid(rows, params.class_set), record
 
 
 def similarity_maps(results: RunResults) -> Drawn:
@@ -226,7 +233,7 @@ def mask_examples(results: RunResults) -> Drawn:
     record = figure_record(
         params, caption, "Grid of street scenes and their pseudo-masks.", split.name, len(rows), chosen_of=len(split)
     )
-    return image_grid(rows, params.class_set), record
+    return qualitative_grid(rows, params.class_set), record
 
 
 def _ways(results: RunResults, split: Split, name: str, no_labels: np.ndarray) -> dict[str, np.ndarray]:
@@ -243,7 +250,7 @@ def _ways(results: RunResults, split: Split, name: str, no_labels: np.ndarray) -
     return masks | ({truth_name(results.params): split.mask(index)} if split.mask_paths[index] else {})
 
 
-def qualitative_grid(results: RunResults) -> Drawn:
+def predictions_grid(results: RunResults) -> Drawn:
     """Images chosen by rule beside CLIP's masks, the networks' predictions and the truth."""
     evaluation, params = main_evaluation(results), results.params
     chosen = pick_rows(evaluation["per_image"])
@@ -257,7 +264,7 @@ def qualitative_grid(results: RunResults) -> Drawn:
     alt = f"Grid of {len(rows)} images: " + ", ".join(["image", *rows[0].masks]) + "."
     shown = checkpoints([results.evaluations.get(variant) or {"variant": variant} for variant in columns])
     record = figure_record(params, caption, alt, split.name, len(rows), shown, chosen_of=evaluation["images"])
-    return image_grid(rows, params.class_set), record
+    return qualitative_grid(rows, params.class_set), record
 
 
 def _grid_row(results: RunResults, split: Split, columns: Sequence[str], rule: str, name: str) -> GridRow:
