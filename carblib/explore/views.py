@@ -15,6 +15,7 @@ import matplotlib
 import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from PIL import Image, ImageDraw, ImageFont
 
@@ -25,7 +26,6 @@ from carblib.figures.style import (
     FAINT,
     INK,
     VALUE_MAP,
-    PaperFigure,
     colorize,
     legend_columns,
     new_figure,
@@ -250,7 +250,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 @paper_style()
-def view_figure(view: View) -> PaperFigure:
+def view_figure(view: View) -> Figure:
     """Draw a view at page width in the style of all figures: same panels, vector text and marks, one legend."""
     columns = _COLUMNS[len(view.panels)]
     rows = -(-len(view.panels) // columns)

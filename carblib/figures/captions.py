@@ -1,4 +1,4 @@
-"""Captions: where a figure comes from, completed and saved beside it (PNG, PDF, and a JSON record)."""
+"""Where a figure comes from: the data behind it, its caption and source, saved beside it (PNG, PDF and JSON record)."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from carblib import __version__
+from carblib.base.errors import CarbError
 from carblib.base.files import write_bytes, write_json
-from carblib.figures.style import FAINT, PDF_DPI, PNG_DPI, paper_style, rendered
+from carblib.data.readers import Split, open_split
+from carblib.figures.style import FAINT, PDF_DPI, PNG_DPI, rendered
 from carblib.params import Params
-from carblib.results.words import DATA_NAMES, data_name, plural
+from carblib.results.saved import Missing, RunResults
+from carblib.results.words import DATA_NAMES, clip_name, data_name, plural
 
 
 @dataclass(frozen=True)
 class FigureRecord:
     """What a figure shows and where it comes from; written beside it as JSON. `seed` holds several where they differ.
 
-    `images` counts those shown or measured, all of the split or some.
+    `caption` says what is seen, `source` what it was made from, `alt` is the alternative text. `images` counts those
+    shown or measured, all of the split or some.
     """
 
     run: str
@@ -31,7 +35,11 @@ class FigureRecord:
     images: int
     version: str
     caption: str
+    source: str
     alt: str
+
+
+Drawn = tuple[Figure, FigureRecord]
 
 
 def figure_record(
@@ -46,7 +54,7 @@ def figure_record(
     batches: str = "",
     seeds: Sequence[int] = (),
 ) -> FigureRecord:
-    """Complete a caption (one or more sentences) with data, split, number of images, seed, checkpoint and version.
+    """Put beside a caption (one or more sentences) its source: data, split, images, seed, checkpoint, version.
 
     `checkpoint` says which trained networks a figure rests on, "none" for CLIP's masks and for the data alone.
     `chosen_of`: of how many images of the split `images` were chosen by rule. `batches`: the split whose training
@@ -57,17 +65,55 @@ def figure_record(
     source = f"Data: {data}" + (f", split {split}" if split else "") + (f" ({number})" if images else "")
     parts = [source + (f", and training batches of split {batches}" if batches else "")]
     if params.clip == "small":
-        parts.append("CLIP: a small one trained on rendered scenes only")
+        parts.append(f"CLIP: {clip_name(params)}")
     parts.append(f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}")
     several = "s" if "," in checkpoint.removesuffix(", over training") else ""
     parts.append("no trained network" if checkpoint == "none" else f"checkpoint{several} {checkpoint}")
-    caption = f"{caption.strip()} {'; '.join(parts)}; carblib {__version__}."
+    source = f"{'; '.join(parts)}; carblib {__version__}."
     splits = " and ".join(dict.fromkeys(name for name in (batches, split) if name))
     seed = seeds[0] if len(seeds) == 1 else seeds
-    return FigureRecord(params.run, data, splits, seed, checkpoint, images, __version__, caption, alt.strip())
+    words = caption.strip(), source, alt.strip()
+    return FigureRecord(params.run, data, splits, seed, checkpoint, images, __version__, *words)
 
 
-@paper_style()
+# --- the data behind a figure --------------------------------------------------------------------------------------
+
+
+def open_data(results: RunResults, split: str) -> Split:
+    """Open a split of the run's dataset. Raises Missing where it is not there: results may lie far from their data."""
+    root = results.params.data_root
+    if not root.is_dir():
+        raise Missing(f"dataset not found at {root}; set root in {results.folder / 'params.yaml'}, or copy the data")
+    try:
+        return open_split(results.params, split)
+    except CarbError as error:
+        raise Missing(f"dataset not found at {root}: {str(error).removeprefix(f'{root}: ')}") from error
+
+
+def image_index(split: Split, name: str) -> int:
+    """Return the place of an image in its split. Raises Missing where the data no longer holds it."""
+    if name not in split.names:
+        raise Missing(
+            f"image {name} is no longer in split {split.name} of {split.image_paths[0].parent}; evaluate again"
+        )
+    return split.names.index(name)
+
+
+def images_of(results: RunResults, split: str) -> int:
+    """Return how many images a split has, by the saved results, else by the dataset; 0 where neither is there."""
+    if results.analysis and results.analysis["split"] == split:
+        return int(results.analysis["images"])
+    if split == results.params.val_split and results.validation:
+        return int(next(iter(results.validation.values()))["images"])
+    try:
+        return len(open_data(results, split))
+    except Missing:
+        return 0
+
+
+# --- files ---------------------------------------------------------------------------------------------------------
+
+
 def save_figure(figure: Figure, path_stem: str | Path, record: FigureRecord) -> list[Path]:
     """Write <stem>.png (200 dpi), <stem>.pdf (vectors, embedded fonts) and <stem>.json (the record); return the paths.
 

@@ -1,9 +1,6 @@
 """All figures and tables of a run, from saved results, without running a model: `carb figures runs/demo`.
 
-The drawing functions take plain arrays and are gathered here for notebooks: charts of the data (`figures_data`) and of
-the scores (`figures_scores`, `figures_ablations`), curves (`figures_curves`), pictures (`figures_images`).
-`figures_run` names a run's figures; what each is drawn from, and its caption, stands in `figures_run_data`, `_images`,
-`_scores` and `_training`. They are written to figures/<run>/<name>.png, .pdf and .json.
+They are written to figures/<run>/<name>.png, .pdf and .json; the figures are the rows of `carblib.figures.table`.
 """
 
 from __future__ import annotations
@@ -13,49 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from carblib.base.errors import CarbError, nearest
-from carblib.figures.all import FIGURES
 from carblib.figures.captions import save_figure
-from carblib.figures.chart_ablations import ablation_plot
-from carblib.figures.chart_curves import compare_trainings, region_weight_curves, reliability_curves, training_curves
-from carblib.figures.chart_data import (
-    class_frequency,
-    classes_per_image,
-    cooccurrence,
-    dataset_difficulty,
-    object_sizes,
-)
-from carblib.figures.chart_scores import confusion_matrix, gain_over, iou_bars, masker_comparison, object_size_curves
-from carblib.figures.grids import GridRow, pick_rows, qualitative_grid, region_maps, similarity_panel
+from carblib.figures.table import FIGURES, TABLE
 from carblib.params import Params, project_root
-from carblib.results.saved import Missing, RunResults, class_groups, load_results
+from carblib.results.saved import Missing, RunResults, load_results
 from carblib.results.tables import write_tables
-
-__all__ = [
-    "GridRow",
-    "Outcome",
-    "ablation_plot",
-    "class_frequency",
-    "class_groups",
-    "classes_per_image",
-    "compare_trainings",
-    "confusion_matrix",
-    "cooccurrence",
-    "dataset_difficulty",
-    "draw_all",
-    "gain_over",
-    "iou_bars",
-    "make_all",
-    "masker_comparison",
-    "object_size_curves",
-    "object_sizes",
-    "pick_rows",
-    "qualitative_grid",
-    "region_maps",
-    "region_weight_curves",
-    "reliability_curves",
-    "similarity_panel",
-    "training_curves",
-]
 
 
 @dataclass(frozen=True)
@@ -68,13 +27,15 @@ class Outcome:
     damaged: bool = False
 
 
-def make_all(run_dir: str | Path, params: Params | None = None, out: str | Path | None = None) -> list[Path]:
-    """Make every figure and table whose results exist and return the figures' PNGs.
+def make_all(
+    run_dir: str | Path, params: Params | None = None, out: str | Path | None = None, keep: bool = False
+) -> list[Path]:
+    """Make every figure and table whose results exist and return the figures' PNGs; `keep` as in `draw_all`.
 
     Raises CarbError where results cannot be read, after all others were drawn.
     """
     results = load_results(run_dir, params)
-    outcomes = draw_all(results, out)
+    outcomes = draw_all(results, out, keep=keep)
     write_tables(results, _folder(results, out))
     damaged = [outcome for outcome in outcomes if outcome.damaged]
     if damaged:
@@ -82,23 +43,32 @@ def make_all(run_dir: str | Path, params: Params | None = None, out: str | Path 
     return [outcome.path for outcome in outcomes if outcome.path is not None]
 
 
-def draw_all(results: RunResults, out: str | Path | None = None, only: Sequence[str] = ()) -> list[Outcome]:
-    """Draw a run's figures, or those named in `only`, into `out` (default figures/<run>); say what became of each."""
-    known = [name for name, _ in FIGURES]
+def draw_all(
+    results: RunResults, out: str | Path | None = None, only: Sequence[str] = (), keep: bool = False
+) -> list[Outcome]:
+    """Draw a run's figures, or those named in `only`, into `out` (default figures/<run>); say what became of each.
+
+    `keep` leaves a picture that is no older than its results as it is: a notebook of the run drew it.
+    """
     for name in only:
-        if name not in known:
-            raise CarbError(f"--only {name}: no such figure; {nearest(name, known) or 'there are ' + ', '.join(known)}")
+        if name not in FIGURES:
+            known = nearest(name, FIGURES) or "there are " + ", ".join(FIGURES)
+            raise CarbError(f"--only {name}: no such figure; {known}")
     folder, outcomes = _folder(results, out), []
-    for name, draw in FIGURES:
-        if only and name not in only:
+    for figure in TABLE:
+        stem = folder / figure.name
+        if only and figure.name not in only:
+            continue
+        if keep and figure.is_current(results, stem.with_suffix(".png")):
+            outcomes.append(Outcome(figure.name, stem.with_suffix(".png")))
             continue
         try:
-            figure, record = draw(results)
-            outcomes.append(Outcome(name, save_figure(figure, folder / name, record)[0]))
+            drawn, record = figure.make(results)
+            outcomes.append(Outcome(figure.name, save_figure(drawn, stem, record)[0]))
         except Missing as missing:
-            outcomes.append(Outcome(name, None, str(missing)))
+            outcomes.append(Outcome(figure.name, None, str(missing)))
         except CarbError as error:
-            outcomes.append(Outcome(name, None, str(error), damaged=True))
+            outcomes.append(Outcome(figure.name, None, str(error), damaged=True))
     return outcomes
 
 

@@ -1,4 +1,4 @@
-"""One look for every figure: widths, type sizes, colours, and the helper that saves a figure with its caption.
+"""One look for every figure: type sizes, colours, legends, and how a figure becomes a file.
 
 Widths are those of the common two-column formats (AAAI, CVPR: 3.25 and 6.875 inches). Fonts are embedded as TrueType
 (pdf.fonttype 42, which conferences ask for). DejaVu Sans comes with matplotlib, so a figure looks alike everywhere.
@@ -18,6 +18,7 @@ from matplotlib.patches import Patch
 from PIL import Image
 
 from carblib.classes import IGNORE, ClassSet
+from carblib.results.words import PAGE
 from carblib.variants import VARIANTS
 
 PNG_DPI, PDF_DPI = 200, 300  # the second is for pictures inside a PDF; lines and text stay vectors
@@ -87,23 +88,17 @@ class PaperFigure(Figure):
         """Draw with this style's settings."""
         super().draw(renderer)
 
-    @paper_style()
-    def get_tightbbox(self, renderer: Any = None, *, bbox_extra_artists: Any = None) -> Any:
-        """Measure with this style's settings."""
-        return super().get_tightbbox(renderer, bbox_extra_artists=bbox_extra_artists)
-
-    @paper_style()
     def _repr_png_(self) -> bytes:
         return rendered(self, "png", self.dpi, {})
 
 
-def new_figure(width: float, height: float) -> PaperFigure:
+def new_figure(width: float, height: float) -> Figure:
     """Return an empty white figure of that size in inches, laid out so that no label is cut off."""
     with paper_style():
         return PaperFigure(figsize=(width, height), layout="constrained", facecolor="white")
 
 
-# --- colours and legends -----------------------------------------------------------------------------------------
+# --- colours and legends -------------------------------------------------------------------------------------------
 
 
 def variant_colours(variants: Sequence[str]) -> dict[str, str]:
@@ -175,10 +170,24 @@ def shrink(picture: np.ndarray, width: int) -> np.ndarray:
     return np.asarray(Image.fromarray(picture).resize(size, way))
 
 
-# --- captions and files ------------------------------------------------------------------------------------------
+# --- files ---------------------------------------------------------------------------------------------------------
 
 
+@paper_style()
 def rendered(figure: Figure, kind: str, dpi: float, metadata: dict[str, Any]) -> bytes:
+    """Return a figure as the bytes of a file (kind: png, pdf), in this style: its fonts are embedded as TrueType."""
     data = io.BytesIO()
     figure.savefig(data, format=kind, dpi=dpi, metadata=metadata)
     return data.getvalue()
+
+
+def compact(png: bytes, most: int) -> tuple[bytes, str]:
+    """Return a picture for a page and its kind: a PNG of up to `most` bytes as it is, else a JPEG at most PAGE wide."""
+    if len(png) <= most:
+        return png, "png"
+    data = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as picture:
+        width = min(picture.width, round(PAGE * PNG_DPI))
+        smaller = picture.convert("RGB").resize((width, round(picture.height * width / picture.width)))
+    smaller.save(data, "JPEG", quality=85, optimize=True)
+    return data.getvalue(), "jpeg"

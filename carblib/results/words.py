@@ -39,6 +39,11 @@ def data_name(params: Params) -> str:
     return DATA_NAMES.get(params.dataset, params.dataset)
 
 
+def clip_name(params: Params) -> str:
+    """Return what captions call the CLIP of a run; the small one is never mistaken for OpenAI's."""
+    return "a small one trained on rendered scenes only" if params.clip == "small" else params.clip
+
+
 def truth_name(params: Params) -> str:
     """Return what the reference masks are: exact masks of rendered scenes, or ground truth (human annotation)."""
     return "exact mask" if params.dataset == "scenes" else "ground truth"

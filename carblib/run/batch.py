@@ -91,7 +91,7 @@ def run_job(job: Job, notebooks: Sequence[str], force: bool) -> None:
         if report_is_current(job.params):
             return
         step, started = "figures", time.monotonic()
-        count = len(figures.make_all(run_dir))
+        count = len(figures.make_all(run_dir, keep=True))  # most were drawn by the notebooks
         say(f"  figures: {count} in {job.params.figures_dir}, {duration(time.monotonic() - started)}")
         step = "report"
         report.write_report(run_dir)

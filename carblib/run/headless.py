@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import html
 import io
 import os
 import signal
@@ -190,7 +189,6 @@ def _as_read(executed: Path) -> nbformat.NotebookNode:
 def publish(executed: Path, target: Path) -> None:
     """Copy an executed notebook without papermill's traces: its parameters cell, times and paths of this machine.
 
-    Below every picture its alternative text is written out: web pages that show notebooks (GitHub, nbviewer) drop it.
     Raises CarbError for a notebook that failed, whose outputs nobody should read as results.
     """
     notebook = _as_read(executed)
@@ -202,7 +200,6 @@ def publish(executed: Path, target: Path) -> None:
         for output in cell.outputs:
             if "execution_count" in output:
                 output.execution_count = count
-        cell.outputs = [shown for output in cell.outputs for shown in (output, *_in_words(output))]
     for cell in kept:
         for key in ("papermill", "execution"):
             cell.metadata.pop(key, None)
@@ -224,13 +221,3 @@ def publish_run(run_dir: Path) -> list[Path]:
     for path, target in zip(executed, targets, strict=True):
         publish(path, target)
     return targets
-
-
-def _in_words(output: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
-    """Return the alternative text of a picture as an output of its own; none where there is no picture or text."""
-    described = [value.get("alt") for kind, value in output.get("metadata", {}).items() if kind.startswith("image/")]
-    return [
-        nbformat.v4.new_output("display_data", {"text/markdown": f"<small>In words: {html.escape(alt, False)}</small>"})
-        for alt in described
-        if alt
-    ]

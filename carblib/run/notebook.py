@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import datetime
 import html
-import io
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import PIL.Image
 from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
 
 from carblib import __version__
 from carblib.base import files
 from carblib.base.errors import refusals
-from carblib.figures.all import FIGURES, Missing
 from carblib.figures.captions import FigureRecord, save_figure
+from carblib.figures.style import compact, rendered
+from carblib.figures.table import FIGURES
 from carblib.params import Params, notebook_params
-from carblib.results.saved import load_results
+from carblib.results.saved import Missing, load_results
+from carblib.results.words import clip_name, data_name
 from carblib.scenes.folders import ensure_scenes
 
 # Keys that change where, how fast or how lively a notebook works, but not what it finds.
@@ -39,51 +39,49 @@ def start(namespace: Mapping[str, Any], notebook: str, *, writes: bool = True) -
     """Return the checked parameters of a notebook: `params = start(globals(), "01_dataset_analysis")`.
 
     Writes them to runs/<run>/params.yaml, which says what the run's results were made with, unless the notebook
-    `writes` none; renders missing scenes, says in one line what runs, and keeps packages' warnings out of the page.
+    `writes` none; renders missing scenes; says in one line what runs, on what and with which CLIP, which captions then need not repeat; and
+    keeps packages' warnings out of the page.
     Raises CarbError for a name that is no parameter, a value that cannot be one, or a file that cannot be read.
     """
     warnings.filterwarnings("ignore", category=UserWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     params = notebook_params(namespace)
-    if writes:
-        files.write_text(params.run_dir / "params.yaml", params.to_yaml())
+    path = params.run_dir / "params.yaml"
+    if writes and not (path.is_file() and path.read_text("utf-8") == params.to_yaml()):  # its age is the parameters'
+        files.write_text(path, params.to_yaml())
     ensure_scenes(params)
-    print(f"{notebook}: run '{params.run}', dataset {params.dataset}, CLIP {params.clip}, seed {params.seed}")
+    print(
+        f"{notebook}: run '{params.run}'; data: {data_name(params)}; CLIP: {clip_name(params)}; "
+        f"seed {params.seed}; carblib {__version__}"
+    )
     return params
 
 
 def show(figure: Figure, params: Params, name: str, record: FigureRecord) -> None:
-    """Save a figure as figures/<run>/<name>.png, .pdf and .json, and display it with caption and alternative text."""
+    """Save a figure as figures/<run>/<name>.png, .pdf and .json, and display it with its caption.
+
+    The alternative text goes where screen readers look for it, the picture's own `alt`.
+    """
     save_figure(figure, params.figures_dir / name, record)
-    data, kind = _for_screen(figure)
-    display(
-        Image(data, format=kind, alt=record.alt), Markdown(f"<small>{html.escape(record.caption, quote=False)}</small>")
-    )
+    data, kind = compact(rendered(figure, "png", _SHOWN_DPI, {}), _LARGE_PNG)
+    caption = Markdown(f"<small>{html.escape(record.caption, quote=False)}</small>")
+    display(Image(data, format=kind, alt=record.alt), caption)
 
 
 def show_saved(params: Params, *names: str) -> None:
-    """Draw figures of the run from its saved results by name, save and display them in this order.
+    """Draw figures of the run from its saved results (names of `carblib.figures.table`), save and display them.
 
     Where results are missing, a line says which notebook makes them.
     """
-    results, draw = load_results(params.run_dir, params), dict(FIGURES)
+    results = load_results(params.run_dir, params)
     for name in names:
         try:
-            figure, record = draw[name](results)
+            figure, record = FIGURES[name].make(results)
         except Missing as missing:
             say(f"No figure *{name}* here: {html.escape(str(missing), quote=False)}.")
         else:
             show(figure, params, name, record)
-
-
-def _for_screen(figure: Figure) -> tuple[bytes, str]:
-    png, jpeg = io.BytesIO(), io.BytesIO()
-    figure.savefig(png, format="png", dpi=_SHOWN_DPI)
-    if len(png.getvalue()) <= _LARGE_PNG:
-        return png.getvalue(), "png"
-    PIL.Image.open(png).convert("RGB").save(jpeg, "JPEG", quality=85, optimize=True)
-    return jpeg.getvalue(), "jpeg"
 
 
 def say(text: str) -> None:

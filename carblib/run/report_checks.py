@@ -2,47 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from carblib import __version__
+from carblib.figures.table import TABLE, RunFigure
 from carblib.results.saved import RunResults
-from carblib.results.words import data_name
+from carblib.results.words import data_name, duration, percent
 from carblib.variants import variant_label
 
-# What figures and tables are made of; those not named here show evaluations.
-EVALUATIONS = ("evaluation/*/*.json",)
-_ANALYSIS, _LOGS = ("analysis.json",), ("train/*/log.csv",)
-SOURCES = {
-    "dataset_difficulty": _ANALYSIS,
-    "class_frequency": _ANALYSIS,
-    "cooccurrence": _ANALYSIS,
-    "classes_per_image": _ANALYSIS,
-    "object_sizes": _ANALYSIS,
-    "masker_comparison": ("maskers.json",),
-    "table_maskers": ("maskers.json",),
-    "training_curves": _LOGS,
-    "compare_trainings": _LOGS,
-    "region_weights": ("train/*/region_weights.csv",),
-    "reliability_curves": ("train/*/reliability.csv",),
-    "region_maps": ("train/*/regions/*/*.npz",),
-    "ablations": ("ablations.json",),
-    "table_ablations": ("ablations.json",),
-}
 SWITCHED_OFF = 0.05  # weight λ below which the noisy region has next to no say
 
 
-def find_warnings(results: RunResults, figures_dir: Path, figure_names: Sequence[str]) -> list[str]:
+def find_warnings(results: RunResults, figures_dir: Path) -> list[str]:
     """Return sentences that warn of what the numbers alone do not say; none for a run that is as it should be."""
     return [
         *_of_data(results),
         *_of_training(results),
         *_of_scores(results),
         *_of_versions(results),
-        *_of_figures(results, figures_dir, figure_names),
+        *_of_figures(results, figures_dir),
     ]
 
 
@@ -55,8 +36,8 @@ def training_states(results: RunResults) -> list[dict[str, str]]:
             {
                 "name": variant_label(variant),
                 "iterations": f"{int(log['iteration'].max())}",
-                "time": _duration(seconds_spent(log)),
-                "score": f"{100 * scored.iloc[-1]:.1f}" if len(scored) else "–",
+                "time": duration(seconds_spent(log)) if "seconds" in log else "–",
+                "score": percent(scored.iloc[-1] if len(scored) else None),
                 "state": "finished" if _done(results, variant) else "not finished",
             }
         )
@@ -65,21 +46,12 @@ def training_states(results: RunResults) -> list[dict[str, str]]:
 
 def seconds_spent(log: pd.DataFrame) -> float:
     """Sum the seconds of a training over its resumptions: the column starts anew with each of them."""
-    if "seconds" not in log:
-        return float("nan")
     steps = log["seconds"].diff()
     return float(steps.where(steps >= 0, log["seconds"]).sum())
 
 
 def _done(results: RunResults, variant: str) -> bool:
     return (results.folder / "train" / variant / "done.json").is_file()
-
-
-def _duration(seconds: float) -> str:
-    if np.isnan(seconds):
-        return "–"
-    minutes = round(seconds / 60)
-    return f"{round(seconds)} s" if seconds < 90 else f"{minutes} min" if minutes < 90 else f"{seconds / 3600:.1f} h"
 
 
 def _of_data(results: RunResults) -> list[str]:
@@ -145,19 +117,20 @@ def _of_versions(results: RunResults) -> list[str]:
     )
 
 
-def _of_figures(results: RunResults, folder: Path, names: Sequence[str]) -> list[str]:
+def _of_figures(results: RunResults, folder: Path) -> list[str]:
     command = f"carb figures runs/{results.run}"
-    there = [folder / f"{name}.png" for name in names if (folder / f"{name}.png").is_file()]
-    missing = [name.replace("_", " ") for name in names if not (folder / f"{name}.png").is_file()]
+    pictures = {figure: folder / f"{figure.name}.png" for figure in TABLE}
+    missing = [_words(figure) for figure, path in pictures.items() if figure.missing(results) or not path.is_file()]
     found = [f"No figure of: {', '.join(missing)} ({command} says what each of them needs)."] if missing else []
-    tables = sorted(folder.glob("table_*.csv"))
-    stale = [path.stem.replace("_", " ") for path in (*there, *tables) if _is_stale(results.folder, path)]
+    stale = [
+        _words(figure)
+        for figure, path in pictures.items()
+        if path.is_file() and not figure.missing(results) and not figure.is_current(results, path)
+    ]
     if stale:
         found.append(f"Older than the results they show: {', '.join(stale)}; {command} makes them again.")
     return found
 
 
-def _is_stale(run_dir: Path, made: Path) -> bool:
-    """Tell whether a figure or table is older than the newest of the results it is made of."""
-    sources = (path for pattern in SOURCES.get(made.stem, EVALUATIONS) for path in run_dir.glob(pattern))
-    return made.stat().st_mtime < max((path.stat().st_mtime for path in sources), default=0)
+def _words(figure: RunFigure) -> str:
+    return figure.name.replace("_", " ")

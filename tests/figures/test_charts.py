@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,16 +12,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from carblib.classes import CAMVID, CITYSCAPES, ClassSet
-from carblib.figures import draw as figures
-from carblib.figures import style
-from carblib.figures.chart_curves import spread_apart, spread_evenly
-from carblib.figures.chart_data import pixel_quantiles
+from carblib.figures import ablations, data, grids, regions, scores, style, training
+from carblib.figures.data import pixel_quantiles
+from carblib.figures.regions import spread_apart, spread_evenly
+from carblib.params import Params
 from carblib.results import words
-from carblib.results.saved import class_groups
+from carblib.results.saved import RunResults, class_groups
 from carblib.variants import in_order, variant_label
 
 RNG = np.random.default_rng(1)
 CONTRAST = {"name": "objects", "image_share": [0.1], "classes_per_image": [3, 1], "object_areas": [0.2, 0.3]}
+
+
+def analysed(analysis: dict, dataset: str = "camvid", contrast: dict | None = None) -> RunResults:
+    """A run of which nothing but the data is known."""
+    counted = {"split": "train", "images": 2} | analysis
+    return RunResults(Path(), Params(dataset=dataset, classes=dataset), {}, {}, counted, None, None, {}, {}, contrast)
 
 
 # --- numbers in the pictures -------------------------------------------------------------------------------------
@@ -28,7 +36,7 @@ CONTRAST = {"name": "objects", "image_share": [0.1], "classes_per_image": [3, 1]
 def test_iou_bars_are_the_scores_sorted_by_pixels() -> None:
     one = evaluation("paper", 0.5, RNG)
     one["iou"][4] = None
-    axes = figures.iou_bars([one], CAMVID).axes[0]
+    axes = scores.iou_bars([one], CAMVID).axes[0]
     pixels = np.array(one["confusion"]).sum(1)
     order = sorted(range(11), key=lambda c: (-pixels[c], c))
     labels = [label.get_text() for label in axes.get_xticklabels()]
@@ -40,7 +48,7 @@ def test_iou_bars_are_the_scores_sorted_by_pixels() -> None:
 
 def test_gain_is_the_difference_in_points() -> None:
     before, after = evaluation("pseudo_masks_global", 0.4, RNG), evaluation("paper", 0.6, RNG)
-    line = figures.gain_over(before, [after], CAMVID).axes[0].lines
+    line = scores.gain_over(before, [after], CAMVID).axes[0].lines
     drawn = next(one for one in line if one.get_label() == variant_label("paper")).get_xdata()
     assert drawn[-2] == pytest.approx(100 * (after["miou"] - before["miou"]))
     pixels = np.array(before["confusion"]).sum(1)
@@ -50,12 +58,12 @@ def test_gain_is_the_difference_in_points() -> None:
 
 def test_confusion_rows_sum_to_100() -> None:
     one = evaluation("paper", 0.5, RNG)
-    shown = figures.confusion_matrix(one, CAMVID).axes[0].collections[0].get_array()
+    shown = scores.confusion_matrix(one, CAMVID).axes[0].collections[0].get_array()
     assert shown.shape == (11, 11), "the column of void predictions is left out while it is empty"
     np.testing.assert_allclose(shown.sum(1), 100)
     one["confusion"][0] = [0] * 12
     one["confusion"][1][11] = 5
-    shown = figures.confusion_matrix(one, CAMVID).axes[0].collections[0].get_array()
+    shown = scores.confusion_matrix(one, CAMVID).axes[0].collections[0].get_array()
     assert shown.shape == (11, 12) and np.isnan(np.ma.filled(shown, np.nan)[0]).all()
 
 
@@ -66,28 +74,28 @@ def test_many_classes_stay_readable() -> None:
         "pixel_share": shares.tolist(), "image_share": [0.5] * 19, "cooccurrence": np.full((19, 19), 4).tolist(),
         "classes_per_image": [11, 12], "object_areas": {name: [20, 50, 900] for name in names}, "size": [1024, 2048],
     }  # fmt: skip
-    check_readable(figures.dataset_difficulty(many, CITYSCAPES, CONTRAST))
+    check_readable(data.dataset_difficulty(analysed(many, "cityscapes", CONTRAST))[0])
     iou = RNG.random(19).tolist()
     one = {"variant": "paper", "confusion": RNG.integers(0, 99, (19, 20)).tolist(), "iou": iou, "miou": 0.5}
     one |= {"small_miou": None}
-    check_readable(figures.iou_bars([one, one | {"variant": "some_variant"}], CITYSCAPES))
-    check_readable(figures.confusion_matrix(one, CITYSCAPES))
+    check_readable(scores.iou_bars([one, one | {"variant": "some_variant"}], CITYSCAPES))
+    check_readable(scores.confusion_matrix(one, CITYSCAPES))
 
 
 def test_similarity_panel_and_boxes() -> None:
     image, mask = RNG.integers(0, 255, (20, 40, 3)).astype(np.uint8), np.full((20, 40), 3, np.uint8)
     maps = {name: RNG.random((5, 10)) for name in ("road", "pole", "sky", "car")}
-    figure = figures.similarity_panel(image, maps, mask, CAMVID, truth=np.full((20, 40), 255, np.uint8))
+    figure = grids.similarity_panel(image, maps, mask, CAMVID, truth=np.full((20, 40), 255, np.uint8))
     check_readable(figure)
     assert legend_of(figure) == ["road", "void"]
-    row = figures.GridRow("", image, {"mask": mask[::2, ::2]}, boxes=[(0, 5, 10, 15)])
-    check_readable(figures.qualitative_grid([row], CAMVID))
+    row = grids.GridRow("", image, {"mask": mask[::2, ::2]}, boxes=[(0, 5, 10, 15)])
+    check_readable(grids.qualitative_grid([row], CAMVID))
 
 
 def test_legend_names_only_classes_in_view() -> None:
     mask = np.array([[0, 0, 10]], np.uint8)
-    row = figures.GridRow("best", np.zeros((1, 3, 3), np.uint8), {"mask": mask, "other": np.full((1, 3), 10, np.uint8)})
-    assert legend_of(figures.qualitative_grid([row], CAMVID)) == ["sky", "bicyclist"]
+    row = grids.GridRow("best", np.zeros((1, 3, 3), np.uint8), {"mask": mask, "other": np.full((1, 3), 10, np.uint8)})
+    assert legend_of(grids.qualitative_grid([row], CAMVID)) == ["sky", "bicyclist"]
 
 
 def test_colorize_uses_the_palette_and_black_for_void() -> None:
@@ -97,8 +105,8 @@ def test_colorize_uses_the_palette_and_black_for_void() -> None:
 
 def test_region_maps_blank_exactly_the_noisy_region() -> None:
     said, predicted = RNG.integers(0, 11, (2, 6, 8)).astype(np.uint8)
-    regions = {7: {"pseudo_mask": said, "prediction": predicted, "consistent": said == predicted}}
-    figure = figures.region_maps(np.zeros((6, 8, 3), np.uint8), regions, CAMVID, warmup=9)
+    maps = {7: {"pseudo_mask": said, "prediction": predicted, "consistent": said == predicted}}
+    figure = regions.draw_region_maps(np.zeros((6, 8, 3), np.uint8), maps, CAMVID, warmup=9)
     shown = figure.axes[1].images[0].get_array()
     blank = (np.asarray(shown) == 255).all(-1)
     np.testing.assert_array_equal(blank, said != predicted)
@@ -121,10 +129,10 @@ SCORED = st.lists(st.tuples(st.one_of(st.none(), st.floats(0, 1)), st.integers(0
 @given(SCORED)
 def test_rows_are_chosen_by_rule(scores: list[tuple[float | None, int]]) -> None:
     rows = [{"name": f"{i:02d}", "miou": s, "small_objects": n} for i, (s, n) in enumerate(scores)]
-    chosen, scored = figures.pick_rows(rows), [row for row in rows if row["miou"] is not None]
+    chosen, scored = grids.pick_rows(rows), [row for row in rows if row["miou"] is not None]
     value = {row["name"]: row["miou"] for row in scored}
     assert len(chosen) == min(4, len(scored)) == len(set(chosen.values()))
-    assert chosen == figures.pick_rows(rows[::-1]), "the rule must not depend on the order of the images"
+    assert chosen == grids.pick_rows(rows[::-1]), "the rule must not depend on the order of the images"
     if len(scored) > 2:
         assert value[chosen["best"]] == max(value.values()) and value[chosen["worst"]] == min(value.values())
         below = sum(v < value[chosen["median"]] for v in value.values())
@@ -192,11 +200,11 @@ def ablation_rows(paths: list[str], maskers: list[str]) -> list[dict]:
 
 
 def test_ablations_need_a_legend_only_for_what_there_are_several_of() -> None:
-    one = figures.ablation_plot(ablation_rows(["single"], ["value_path"]))
+    one = ablations.ablation_plot(ablation_rows(["single"], ["value_path"]))
     assert not one.legends
-    three = figures.ablation_plot(ablation_rows(["single", "single_crf", "dual"], ["value_path"]))
+    three = ablations.ablation_plot(ablation_rows(["single", "single_crf", "dual"], ["value_path"]))
     assert legend_of(three) == ["single path", "single + CRF path", "dual path"]
-    both = figures.ablation_plot(ablation_rows(["single", "dual"], ["value_path", "key_key"]))
+    both = ablations.ablation_plot(ablation_rows(["single", "dual"], ["value_path", "key_key"]))
     assert legend_of(both) == ["single path", "dual path", "value path masker", "key key masker"]
     for figure in (one, three, both):
         check_readable(figure)
@@ -211,7 +219,7 @@ def weights_of(values: dict[str, float]) -> pd.DataFrame:
 
 @pytest.mark.parametrize("class_set", [CAMVID, CITYSCAPES], ids=lambda one: one.name)
 def test_region_weights_are_named_beside_their_lines(class_set: ClassSet) -> None:
-    figure = figures.region_weight_curves(weights_of({name: 0.5 for name in class_set.names}), class_set)
+    figure = regions.draw_region_weights(weights_of({name: 0.5 for name in class_set.names}), class_set)
     check_readable(figure)
     renderer = figure.canvas.get_renderer()
     texts = {text.get_text(): text for text in figure.axes[0].texts}
@@ -249,12 +257,12 @@ ANALYSIS = {
 
 
 def test_fragments_do_not_make_the_sky_small() -> None:
-    axes = figures.object_sizes(ANALYSIS, CAMVID).axes[0]
+    axes = data.object_sizes(analysed(ANALYSIS))[0].axes[0]
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["sky", "pole"]
 
 
 def test_pixel_shares_are_dots_up_to_100_percent() -> None:
-    figure = figures.class_frequency(ANALYSIS, CAMVID)
+    figure = data.class_frequency(analysed(ANALYSIS))[0]
     check_readable(figure)
     axes = figure.axes[1]
     assert not axes.patches and axes.get_xlim()[1] == 100
@@ -264,7 +272,7 @@ def test_pixel_shares_are_dots_up_to_100_percent() -> None:
 
 
 def test_classes_per_image_have_a_legend_only_beside_other_data() -> None:
-    alone, beside = figures.classes_per_image(ANALYSIS), figures.classes_per_image(ANALYSIS, CONTRAST)
+    alone, beside = (data.classes_per_image(analysed(ANALYSIS, contrast=other))[0] for other in (None, CONTRAST))
     assert alone.axes[0].get_legend() is None and "mean 3.5" in alone.axes[0].get_title()
     named = {text.get_text() for text in beside.axes[0].get_legend().get_texts()}
     assert named == {"this data: mean 3.5", "objects: mean 1.2"}
@@ -273,7 +281,7 @@ def test_classes_per_image_have_a_legend_only_beside_other_data() -> None:
 def test_intervals_are_drawn_whole_and_on_top() -> None:
     one = evaluation("pseudo_masks_global", 0.4, RNG)
     one["iou"][3], one["iou_interval"][3] = None, [None, None]
-    white, ink = figures.iou_bars([one], CAMVID).axes[0].collections
+    white, ink = scores.iou_bars([one], CAMVID).axes[0].collections
     assert white.get_linewidth()[0] > ink.get_linewidth()[0] and white.get_zorder() > 1
     spans = {tuple(np.round(path.vertices[:, 1], 6)) for path in ink.get_paths()}
     known = [v for v in [*one["iou_interval"], one["miou_interval"], one["small_miou_interval"]] if v[0] is not None]
@@ -284,7 +292,7 @@ def test_size_curves_fit_their_own_values_and_stand_side_by_side() -> None:
     low, high = evaluation("plain", 0.1, RNG), evaluation("paper", 0.2, RNG)
     for one in (low, high):
         one["objects"]["all_small"] = one["objects"]["all_small"] | {"iou": [0.01, 0.02, None, 0.01]}
-    recall, iou = figures.object_size_curves([low, high]).axes
+    recall, iou = scores.size_curves([low, high]).axes
     assert (recall.get_ylabel(), iou.get_ylabel()) == ("recall (%)", "IoU (%)")
     assert 20 < recall.get_ylim()[1] < 23 and 2 < iou.get_ylim()[1] < 2.3
     first, second = (set(line.get_xdata()) for line in iou.lines)
@@ -304,8 +312,8 @@ def test_curves_share_the_range_of_the_training() -> None:
     row = {"class": "car", "pixels": 9, "share_consistent": 0.5, "precision_consistent": 0.5, "precision_noisy": 0.5}
     reliability = pd.DataFrame([row | {"iteration": i} for i in (60, 100)])
     drawn = (
-        figures.training_curves(log, 50),
-        figures.compare_trainings({"plain": log, "paper": log}, 50),
-        figures.reliability_curves(reliability, CAMVID, 50),
+        training.draw_training(log, 50),
+        training.draw_trainings({"plain": log, "paper": log}, 50),
+        regions.draw_reliability(reliability, CAMVID, 50),
     )
     assert {axes.get_xlim() for figure in drawn for axes in figure.axes} == {(0, 102)}

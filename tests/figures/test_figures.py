@@ -5,9 +5,9 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+import os
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
@@ -16,15 +16,15 @@ import pytest
 from commands import carb
 from fake_run import NAMES, check_readable, evaluation, make_run
 from PIL import Image
+from places import REPOSITORY
 
 import carblib
 from carblib.base.errors import CarbError
 from carblib.base.files import read_json, write_json, write_text
 from carblib.classes import CAMVID
-from carblib.figures import all as figures_run
-from carblib.figures import captions, style
+from carblib.figures import captions, grids, style
 from carblib.figures import draw as figures
-from carblib.figures.all import FIGURES
+from carblib.figures.table import FIGURES, TABLE, RunFigure
 from carblib.params import Params
 from carblib.results import words
 from carblib.results.saved import Missing, RunResults, load_results
@@ -57,22 +57,56 @@ def results(run: Path) -> RunResults:
 # --- all figures of a run ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "draw"), FIGURES, ids=[name for name, _ in FIGURES])
-def test_every_figure_is_whole_readable_and_says_what_it_is(
-    results: RunResults, name: str, draw: Callable[[RunResults], figures_run.Drawn]
-) -> None:
-    figure, record = draw(results)
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+def test_every_figure_is_whole_readable_and_says_what_it_is(results: RunResults, row: RunFigure) -> None:
+    figure, record = row.make(results)
     assert figure.get_figwidth() in (words.COLUMN, words.PAGE)
     check_readable(figure)
-    assert "rendered scenes" in record.caption and re.search("seeds? 0", record.caption) and record.alt
-    assert record.images > 0 and "images: 0" not in record.caption and "(1 images)" not in record.caption
-    assert "<variant>" not in record.caption and "  " not in record.caption
-    assert "small one trained on rendered scenes" in record.caption and "OpenAI" not in record.caption + record.alt
-    assert record.seed == ((0, 1, 2) if name == "ablations" else 0) and record.version and record.run == "tiny"
+    assert "rendered scenes" in record.source and re.search("seeds? 0", record.source) and record.alt
+    assert record.images > 0 and "images: 0" not in record.source and "(1 images)" not in record.source
+    assert "<variant>" not in record.caption and "  " not in record.caption + record.source
+    assert record.caption.endswith(".") and "seed 0" not in record.caption and "carblib" not in record.caption
+    assert "small one trained on rendered scenes" in record.source and "OpenAI" not in record.caption + record.alt
+    assert record.seed == ((0, 1, 2) if row.name == "ablations" else 0) and record.version and record.run == "tiny"
     assert not re.search(r"\d\.\d{4,}", record.caption + record.alt), "numbers with too many digits"
 
 
-def test_the_command_draws_and_says_what_is_missing(
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+def test_every_row_of_the_table_says_where_its_figure_comes_from(results: RunResults, row: RunFigure) -> None:
+    assert row.section and row.needs and (REPOSITORY / "notebooks" / f"{row.notebook}.ipynb").is_file()
+    assert not row.part_of or FIGURES[row.part_of].section == row.section
+    empty = dataclasses.replace(results, folder=results.folder / "nothing")
+    with pytest.raises(Missing, match=f"is missing; notebook {row.notebook} makes it"):
+        row.make(empty)
+
+
+def test_figures_of_the_notebooks_are_rows_of_the_table() -> None:
+    for path in (REPOSITORY / "notebooks").glob("*.ipynb"):
+        for call in re.findall(r"show_saved\(params, ([^)]*)\)", path.read_text("utf-8")):
+            for name in re.findall(r"\w+", call):
+                assert FIGURES[name].notebook == path.stem
+
+
+def test_a_picture_is_current_until_its_results_change(run: Path, tmp_path: Path) -> None:
+    mine = shutil.copytree(run, tmp_path / "tiny")
+    results, row, out = load_results(mine), FIGURES["classes_per_image"], tmp_path / "out"
+    picture = out / "classes_per_image.png"
+    assert not row.is_current(results, picture), "there is none"
+    figures.draw_all(results, out, only=[row.name], keep=True)
+    drawn = picture.stat().st_mtime_ns
+    figures.draw_all(results, out, only=[row.name], keep=True)
+    assert picture.stat().st_mtime_ns == drawn, "drawn twice"
+    os.utime(mine / "maskers.json", (drawn / 1e9 + 9, drawn / 1e9 + 9))
+    assert row.is_current(results, picture), "other results"
+    os.utime(mine / "analysis.json", (drawn / 1e9 + 9, drawn / 1e9 + 9))
+    assert not row.is_current(results, picture)
+    figures.draw_all(results, out, only=[row.name], keep=True)
+    assert picture.stat().st_mtime_ns > drawn
+    (mine / "analysis.json").unlink()
+    assert not row.is_current(results, picture), "of another run"
+
+
+def test_main_draws_and_says_what_is_missing(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     part, out = tmp_path / "runs" / "part", tmp_path / "out"
@@ -91,7 +125,7 @@ def test_the_command_draws_and_says_what_is_missing(
 
 
 def test_make_all_writes_figures_and_tables(tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "FIGURES", [pair for pair in FIGURES if pair[0] == "classes_per_image"])
+    monkeypatch.setattr(figures, "TABLE", [FIGURES["classes_per_image"]])
     monkeypatch.setenv("CARB_HOME", str(tmp_path))
     assert figures.make_all(run) == [tmp_path / "figures" / "tiny" / "classes_per_image.png"]
     assert (tmp_path / "figures" / "tiny" / "table_comparison.tex").is_file()
@@ -105,8 +139,8 @@ def test_damaged_results_fail_after_the_others_were_drawn(run: Path, tmp_path: P
     outcomes = figures.draw_all(results, tmp_path / "out", only=["region_maps", "classes_per_image"])
     assert [(o.name, o.damaged) for o in outcomes] == [("classes_per_image", False), ("region_maps", True)]
     assert outcomes[0].path.is_file() and ".npz" in outcomes[1].reason
-    (broken / "evaluation" / "test" / "full.json").write_text("{")
-    with pytest.raises(CarbError, match=r"full\.json"):
+    (broken / "evaluation" / "test" / "paper.json").write_text("{")
+    with pytest.raises(CarbError, match=r"paper\.json"):
         figures.make_all(broken, out=tmp_path / "out")
 
 
@@ -120,9 +154,9 @@ def test_results_of_other_classes_or_splits_are_not_mixed(run: Path, tmp_path: P
     assert "pseudo_masks_global" not in results.evaluations
     assert {e["split"] for e in results.evaluations.values()} == {"test"}
     assert results.validation == {"pseudo_masks_global": on_val}
-    assert dict(FIGURES)["pseudo_mask_iou"](results)[1].split == "val"
+    assert FIGURES["pseudo_mask_iou"].make(results)[1].split == "val"
     with pytest.raises(Missing, match="notebook 04"):
-        dict(FIGURES)["gain_over_pseudo_masks"](results)
+        FIGURES["gain_over_pseudo_masks"].make(results)
     with pytest.raises(CarbError, match="other classes"):
         load_results(other, Params(run="tiny", dataset="cityscapes", classes="cityscapes"))
 
@@ -158,10 +192,11 @@ def test_save_figure_writes_png_pdf_and_record(tmp_path: Path) -> None:
     data = pdf.read_bytes()
     assert b"/FontFile2" in data and b"/Type3" not in data, "fonts must be embedded as TrueType"
     assert b"CreationDate" not in data, "a date makes two equal figures different files"
-    wanted = {"run", "data", "split", "seed", "checkpoint", "images", "version", "caption", "alt"}
+    wanted = {"run", "data", "split", "seed", "checkpoint", "images", "version", "caption", "source", "alt"}
     content = json.loads(record.read_text("utf-8"))
     assert set(content) == wanted and content["images"] == 7 and content["data"] == "CamVid"
-    assert content["caption"].startswith("A line. Data: CamVid, split test (7 images); seed 0; checkpoint train/paper")
+    assert content["caption"] == "A line."
+    assert content["source"].startswith("Data: CamVid, split test (7 images); seed 0; checkpoint train/paper")
     assert not figure.texts, "only rendered scenes get the footnote"
     written = [path.read_bytes() for path in (png, pdf, record)]
     _, again = saved(tmp_path, "camvid")
@@ -178,8 +213,13 @@ def test_rendered_scenes_say_so_in_the_picture(tmp_path: Path) -> None:
     assert "exact mask" in words.truth_name(Params()) and words.truth_name(Params(dataset="camvid")) == "ground truth"
 
 
-def test_notebooks_show_a_figure_without_pyplot() -> None:
-    assert style.new_figure(2, 1)._repr_png_().startswith(b"\x89PNG")
+def test_notebooks_show_a_figure_without_pyplot_and_in_style() -> None:
+    figure = style.new_figure(2, 1)
+    with style.paper_style():
+        axes = figure.subplots()
+    assert figure._repr_png_().startswith(b"\x89PNG")
+    figure.draw_without_rendering()
+    assert {tick.get_fontsize() for tick in axes.get_xticklabels()} == {7}, "whoever draws it"
 
 
 # --- pictures of a run -----------------------------------------------------------------------------------------------
@@ -190,12 +230,12 @@ def test_grid_needs_saved_predictions(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, bare, ignore=shutil.ignore_patterns("predictions", "pseudo_masks*"))
     shutil.copytree(run / "evaluation", bare / "evaluation", dirs_exist_ok=True)
     with pytest.raises(Missing, match="04_small_object_evaluation"):
-        dict(FIGURES)["qualitative_grid"](load_results(bare))
+        FIGURES["qualitative_grid"].make(load_results(bare))
 
 
 def test_grid_shows_masks_of_the_chosen_images(results: RunResults) -> None:
-    figure, record = dict(FIGURES)["qualitative_grid"](results)
-    chosen = figures.pick_rows(results.evaluations["ours"]["per_image"])
+    figure, record = FIGURES["qualitative_grid"].make(results)
+    chosen = grids.pick_rows(results.evaluations["ours"]["per_image"])
     assert all(name in record.caption for name in chosen.values()) and set(chosen.values()) <= set(NAMES)
     variants = ["pseudo_masks_global", "glv", "carb", "paper", "ours"]  # plain is the first to go
     titles = [" ".join(axes.get_title().split()) for axes in figure.axes[:7]]
@@ -211,34 +251,34 @@ def test_grid_columns_are_those_with_masks(run: Path, tmp_path: Path) -> None:
     few = shutil.copytree(run, tmp_path / "tiny")
     for variant in ("glv", "carb"):
         shutil.rmtree(few / "predictions" / variant)
-    figure, record = dict(FIGURES)["qualitative_grid"](load_results(few))
+    figure, record = FIGURES["qualitative_grid"].make(load_results(few))
     titles = [" ".join(axes.get_title().split()) for axes in figure.axes[:6]]
     assert titles[1:5] == [variant_label(v) for v in ("pseudo_masks_global", "plain", "paper", "ours")]
-    assert "train/plain, train/paper, train/ours at iteration 100" in record.caption and "glv" not in record.checkpoint
+    assert "train/plain, train/paper, train/ours at iteration 100" in record.source and "glv" not in record.checkpoint
     # The network that stands for the run is shown whatever it is called.
     shutil.copytree(few / "predictions" / "ours", few / "predictions" / "plain2")
     own = read_json(few / "evaluation" / "test" / "ours.json") | {"variant": "plain2"}
     write_json(few / "evaluation" / "test" / "plain2.json", own)
     for variant in ("ours", "paper", "carb", "glv", "plain"):
         (few / "evaluation" / "test" / f"{variant}.json").unlink()
-    figure, _ = dict(FIGURES)["qualitative_grid"](load_results(few))
+    figure, _ = FIGURES["qualitative_grid"].make(load_results(few))
     assert "plain2" in [axes.get_title() for axes in figure.axes[:7]]
 
 
 def test_mask_examples_and_similarity_maps_show_what_was_saved(results: RunResults) -> None:
-    figure, record = dict(FIGURES)["mask_examples"](results)
+    figure, record = FIGURES["mask_examples"].make(results)
     titles = [axes.get_title() for axes in figure.axes[:5]]
     assert titles == ["image", "no labels", "with labels", "local views", "exact mask"]
     saved = np.load(results.folder / "mask_examples.npz")
     np.testing.assert_array_equal(figure.axes[6].images[0].get_array(), style.colorize(saved["no_labels"][1], CAMVID))
-    assert record.images == 2 and "2 of 5 images, chosen by rule" in record.caption
+    assert record.images == 2 and "2 of 5 images, chosen by rule" in record.source
     assert all(name in record.caption for name in NAMES[1:3])
-    figure, record = dict(FIGURES)["similarity_maps"](results)
+    figure, record = FIGURES["similarity_maps"].make(results)
     shown = [axes.get_title() for axes in figure.axes[:5]]
     assert shown == ["image", "pseudo-mask", "exact mask", "“pole”", "“sky”"]
-    assert NAMES[0] in record.caption and "1 of 5 images" in record.caption
+    assert NAMES[0] in record.caption and "1 of 5 images" in record.source
     told = dataclasses.replace(results, params=results.params.updated(gate="none"))
-    figure, record = dict(FIGURES)["mask_examples"](told)
+    figure, record = FIGURES["mask_examples"].make(told)
     assert [axes.get_title() for axes in figure.axes[1:3]] == ["whole image", "local views"]
     assert "without image-level labels" in record.caption
 
@@ -259,27 +299,27 @@ def test_results_without_their_dataset_are_missing_not_damaged(
 
 
 def test_records_say_what_they_rest_on(results: RunResults) -> None:
-    records = {name: draw(results)[1] for name, draw in FIGURES if name in WATCHED}
+    records = {name: FIGURES[name].make(results)[1] for name in WATCHED}
     assert {name: record.images for name, record in records.items()} == WATCHED
     everything = "train/plain, train/glv, train/carb, train/paper, train/ours, train/ceiling at iteration 100"
     for name in ("iou_per_class", "object_size_curves"):
         assert records[name].checkpoint == everything
     compared = records["compare_trainings"]
     assert compared.checkpoint == "train/plain, train/paper, train/ours, over training"
-    assert "training batches of split train" in compared.caption and "split val (3 images)" in compared.caption
-    assert "seeds 0, 1, 2" in records["ablations"].caption and "GLV: global-local views" in records["ablations"].caption
+    assert "training batches of split train" in compared.source and "split val (3 images)" in compared.source
+    assert "seeds 0, 1, 2" in records["ablations"].source and "GLV: global-local views" in records["ablations"].caption
     weights = records["region_weights"]
-    assert "split train (5 images)" in weights.caption and "bicyclist (0.55)" in weights.alt
+    assert "split train (5 images)" in weights.source and "bicyclist (0.55)" in weights.alt
 
 
 def test_ties_are_named(results: RunResults) -> None:
     tied = results.region_weights["ours"].copy()
     tied.loc[tied["class"].isin(["car", "pole", "sky"]) & (tied["iteration"] == 80), "weight"] = 0.901
     changed = dataclasses.replace(results, region_weights={"ours": tied})
-    assert "largest for sky, pole and car (0.9)." in dict(FIGURES)["region_weights"](changed)[1].alt
+    assert "largest for sky, pole and car (0.9)." in FIGURES["region_weights"].make(changed)[1].alt
 
 
 def test_record_of_a_trained_network_names_its_checkpoint(results: RunResults) -> None:
-    _, record = dict(FIGURES)["confusion"](results)
+    _, record = FIGURES["confusion"].make(results)
     assert record.checkpoint == "train/ours at iteration 100" and record.split == "test" and record.images == 5
     assert read_json(results.folder / "evaluation" / "test" / "ours.json")["images"] == record.images

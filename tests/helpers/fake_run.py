@@ -17,6 +17,7 @@ from matplotlib.text import Text
 from carblib import __version__
 from carblib.base import files
 from carblib.classes import CAMVID
+from carblib.figures.style import paper_style
 from carblib.params import Params
 
 SIZE = (32, 64)
@@ -195,6 +196,7 @@ def ablations(rng: np.random.Generator) -> list[dict[str, Any]]:
 # --- looking at a figure -----------------------------------------------------------------------------------------
 
 
+@paper_style()  # as it is saved
 def check_readable(figure: matplotlib.figure.Figure) -> None:
     """Nothing is cut off, no text is under 7 pt, no two tick labels of an axis overlap."""
     figure.set_layout_engine(figure.get_layout_engine())

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+import shutil
 import types
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from commands import carb
-from fake_run import evaluation
+from fake_run import evaluation, make_run
+from places import REPOSITORY
 
 from carblib.base import files
 from carblib.base.errors import CarbError
+from carblib.figures import draw, table
+from carblib.figures.captions import Drawn, figure_record
+from carblib.figures.style import new_figure
 from carblib.params import Params, load_params
+from carblib.results.saved import RunResults
 from carblib.run import batch, notebook
 from carblib.run.headless import NotebookFailed
 
@@ -29,7 +38,7 @@ class Project:
         monkeypatch.setenv("CARB_HOME", str(root))
         monkeypatch.setattr(batch, "execute", self.execute)
         monkeypatch.setattr(batch, "render_html", lambda path: path)
-        monkeypatch.setattr(batch, "figures", types.SimpleNamespace(make_all=lambda run_dir: []))
+        monkeypatch.setattr(batch, "figures", types.SimpleNamespace(make_all=lambda run_dir, keep: []))
         monkeypatch.setattr(
             batch,
             "report",
@@ -141,7 +150,7 @@ def test_user_mistakes_stop_before_anything_runs(project: Project) -> None:
 
 
 def test_failing_figures_fail_the_run(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(run_dir: Path) -> list[Path]:
+    def broken(run_dir: Path, keep: bool) -> list[Path]:
         raise CarbError("log.csv: damaged")
 
     with monkeypatch.context() as patch:
@@ -152,12 +161,52 @@ def test_failing_figures_fail_the_run(project: Project, monkeypatch: pytest.Monk
 
 
 def test_a_refused_file_fails_its_run_in_one_line(project: Project, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    def refused(run_dir: Path) -> list[Path]:
+    def refused(run_dir: Path, keep: bool) -> list[Path]:
         raise PermissionError(13, "Permission denied", "/closed/a.png")
 
     monkeypatch.setattr(batch.figures, "make_all", refused)
     assert project.run("params/a.yaml") == 1
     assert "FAILED figures: /closed/a.png: permission denied; change" in capsys.readouterr().out
+
+
+def test_a_batch_draws_each_figure_and_writes_each_table_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CARB_HOME", str(tmp_path))
+    made, drawn, written = make_run(tmp_path / "made"), Counter(), Counter()
+    files.write_text(tmp_path / "params" / "tiny.yaml", (made / "params.yaml").read_text("utf-8"))
+
+    def execute(source: Path, output: Path, parameters: dict) -> None:
+        """Bring the results that the notebook's figures need, then show the figures that it names."""
+        params = notebook.start(parameters, source.stem)
+        for row in (row for row in table.TABLE if row.notebook == source.stem):
+            for path in (path for need in row.needs for path in made.glob(need.format(val="val"))):
+                target = params.run_dir / path.relative_to(made)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.exists() or shutil.copyfile(path, target)
+        text = (REPOSITORY / "notebooks" / source.name).read_text("utf-8")
+        for call in re.findall(r"show_saved\(params, ([^)]*)\)", text):
+            notebook.show_saved(params, *re.findall(r"\w+", call))
+        notebook.finish(params, source.stem, {})
+
+    def counted(row: table.RunFigure) -> table.RunFigure:
+        def draw_nothing(results: RunResults) -> Drawn:
+            drawn[row.name] += 1
+            return new_figure(1, 1), figure_record(results.params, "A caption.", "A text.")
+
+        return dataclasses.replace(row, draw=draw_nothing)
+
+    rows = [counted(row) for row in table.TABLE]
+    monkeypatch.setattr(batch, "execute", execute)
+    monkeypatch.setattr(notebook, "display", lambda *outputs: None)
+    monkeypatch.setattr(notebook, "FIGURES", {row.name: row for row in rows})
+    monkeypatch.setattr(draw, "TABLE", rows)
+    monkeypatch.setattr(draw, "write_tables", lambda results, folder: written.update([folder.name]))
+    assert batch.main(["params/tiny.yaml"]) == 0
+    assert drawn == Counter(set(table.FIGURES) - {"ablations"}) and written == {"tiny": 1}
+    assert f"figures: {len(table.FIGURES) - 1} in " in capsys.readouterr().out
+    page = (tmp_path / "runs" / "tiny" / "report.html").read_text("utf-8")
+    assert "Older than" not in page and "No figure of: ablations (" in page
 
 
 def test_interrupt_stops_everything(project: Project, capsys: pytest.CaptureFixture[str]) -> None:

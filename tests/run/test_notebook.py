@@ -11,7 +11,11 @@ from pathlib import Path
 import pytest
 from places import REPOSITORY
 
+from carblib import __version__
+from carblib.base import files
 from carblib.base.errors import CarbError
+from carblib.figures.captions import figure_record
+from carblib.figures.style import new_figure
 from carblib.params import Params
 from carblib.run import notebook
 
@@ -49,6 +53,41 @@ def test_start_says_in_one_line_what_cannot_be_read(home: Path, monkeypatch: pyt
     with pytest.raises(CarbError, match="^/closed/x.yaml: permission denied; "):
         notebook.start({}, "01_x")
     assert notebook.start.__doc__.startswith("Return the checked parameters")
+
+
+def test_start_says_what_captions_need_not_repeat(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    params = notebook.start({"params_file": write_params(home)}, "01_x")
+    said = "run 'tiny'; data: rendered scenes; CLIP: a small one trained on rendered scenes only; seed 3; carblib "
+    assert capsys.readouterr().out == f"01_x: {said}{__version__}\n"
+    path = params.run_dir / "params.yaml"
+    os.utime(path, (1, 1))
+    notebook.start({"params_file": write_params(home)}, "02_x")
+    assert path.stat().st_mtime == 1, "what did not change keeps its age, by which pictures are judged"
+
+
+def write_params(home: Path) -> str:
+    files.write_text(home / "tiny.yaml", "run: tiny\nseed: 3\n")
+    return str(home / "tiny.yaml")
+
+
+def test_a_shown_figure_has_its_alternative_text_and_one_caption(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, params = [], Params(run="tiny")
+    monkeypatch.setattr(notebook, "display", lambda *outputs: shown.extend(outputs))
+    figure = new_figure(2, 1)
+    figure.subplots().plot([0, 1])
+    notebook.show(figure, params, "line", figure_record(params, "1 < 2.", 'A "line".', "val", 3))
+    picture, caption = shown
+    assert picture.alt == 'A "line".' and picture.format == "png" and picture.data.startswith(b"\x89PNG")
+    assert caption.data == "<small>1 &lt; 2.</small>", "data, seed and version stand at the notebook's start"
+    assert {path.suffix for path in params.figures_dir.iterdir()} == {".png", ".pdf", ".json"}
+
+
+def test_a_figure_that_is_missing_says_which_notebook_makes_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said, params = [], Params(run="tiny")
+    monkeypatch.setattr(notebook, "say", said.append)
+    params.run_dir.mkdir(parents=True)
+    notebook.show_saved(params, "ablations")
+    assert said == ["No figure *ablations* here: ablations.json is missing; notebook 05_ablations makes it."]
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make on this machine")

@@ -93,7 +93,8 @@ def test_report_holds_what_a_reader_needs(project: Path) -> None:
     page = Page(report.write_report(project / "runs" / "tiny").read_text("utf-8"))
     assert [image["alt"] for image in page.images] == ['Alt of "confusion".', 'Alt of "my_own".']
     for wanted in (
-        "A matrix of 3 < 4 & more.", "rendered scenes", "small CLIP (trained on rendered scenes)", "Further figures",
+        "A matrix of 3 < 4 & more. Data: rendered scenes, split test (5 images);",
+        "CLIP: a small one trained on rendered scenes only", "Further figures",
         "Measured on split test (5 images)", "GLV only", "Ablations", "iterations", "Python", "torch", "carblib",
     ):  # fmt: skip
         assert wanted in page.text, wanted
@@ -133,18 +134,21 @@ def test_text_from_results_is_escaped(project: Path) -> None:
 
 
 def test_large_figures_are_made_smaller(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "MOST_BYTES", 200_000)
-    add_figure(project, "confusion", "Noise that no PNG makes small.", size=400)
+    add_figure(project, "confusion", "Noise that no PNG makes small.", size=2000)
     path = report.write_report(project / "runs" / "tiny")
     text = path.read_text("utf-8")
-    assert (project / "figures" / "tiny" / "confusion.png").stat().st_size > 400_000
-    assert "data:image/jpeg;base64," in text and path.stat().st_size < 350_000
-    assert 'width="300" height="300"' in text, "it is shown at the size of the figure all the same"
+    assert (project / "figures" / "tiny" / "confusion.png").stat().st_size > 10_000_000
+    assert "data:image/jpeg;base64," in text and path.stat().st_size < 2_500_000
+    assert 'width="1500" height="1500"' in text, "it is shown at the size of the figure all the same"
+    monkeypatch.setattr(report, "MOST_BYTES", 1_000_000)
+    with pytest.raises(CarbError, match="the report would exceed 1 MB"):
+        report.write_report(project / "runs" / "tiny")
 
 
-def test_report_without_any_result(tmp_path: Path) -> None:
+def test_report_without_any_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CARB_HOME", str(tmp_path))
     write_text(tmp_path / "runs" / "tiny" / "params.yaml", Params(run="tiny").to_yaml())
-    page = Page(report.write_report(tmp_path / "runs" / "tiny", figures_dir=tmp_path / "none").read_text("utf-8"))
+    page = Page(report.write_report(tmp_path / "runs" / "tiny").read_text("utf-8"))
     assert "Nothing was evaluated yet." in page.text and "No training was logged." in page.text
     with pytest.raises(CarbError, match="no such run folder"):
         report.write_report(tmp_path / "runs" / "tinny")
@@ -155,8 +159,10 @@ def test_report_without_any_result(tmp_path: Path) -> None:
 
 def test_warnings_say_what_numbers_do_not(project: Path) -> None:
     run, figures = project / "runs" / "tiny", project / "figures" / "tiny"
-    before = " ".join(report_checks.find_warnings(load_results(run), figures, ["confusion", "ablations"]))
-    assert "“plain cross-entropy” is not finished" in before and "No figure of: ablations" in before
+    before = " ".join(report_checks.find_warnings(load_results(run), figures))
+    assert "“plain cross-entropy” is not finished" in before and re.search(
+        "No figure of: samples, .*, ablations", before
+    )
     assert "small CLIP knows" not in before and "λ" not in before and "older" not in before
     log = pd.read_csv(run / "train" / "ours" / "log.csv")
     log["weight"], log.loc[3, "loss"] = np.where(log["iteration"] > 60, 0.01, np.nan), np.nan
@@ -166,7 +172,7 @@ def test_warnings_say_what_numbers_do_not(project: Path) -> None:
     write_json(run / "evaluation" / "test" / "ours.json", poor)
     os.utime(figures / "confusion.png", (1, 1))
     on_camvid = Params(run="tiny", dataset="camvid", iterations=100, warmup=60)
-    after = " ".join(report_checks.find_warnings(load_results(run, on_camvid), figures, ["confusion"]))
+    after = " ".join(report_checks.find_warnings(load_results(run, on_camvid), figures))
     for wanted in (
         "small CLIP knows rendered scenes only", "fell to 0.01", "not finite at iteration 40", "never finds: pole",
         "left out of the mean: sidewalk", "different seeds: 0, 3", "0.0.1",
@@ -180,31 +186,44 @@ def test_warnings_say_what_numbers_do_not(project: Path) -> None:
     ("newer", "stale"),
     [
         ("analysis.json", ["cooccurrence"]),
-        ("maskers.json", ["table maskers"]),
+        ("maskers.json", []),
         ("train/plain/log.csv", ["training curves"]),
         ("train/ours/reliability.csv", ["reliability curves"]),
         ("train/ours/regions/000100/000001.npz", ["region maps"]),
-        ("ablations.json", ["table ablations"]),
-        ("evaluation/test/paper.json", ["confusion", "table comparison"]),
+        ("evaluation/test/paper.json", ["confusion"]),
         ("params.yaml", []),
     ],
 )
-def test_every_figure_and_table_older_than_its_results_is_named(project: Path, newer: str, stale: list[str]) -> None:
+def test_every_figure_older_than_its_results_is_named(project: Path, newer: str, stale: list[str]) -> None:
     run, folder = project / "runs" / "tiny", project / "figures" / "tiny"
-    names = ["cooccurrence", "confusion", "training_curves", "reliability_curves", "region_maps"]
     for path in run.rglob("*"):
         os.utime(path, (100, 100))
-    for name in names:
+    for name in ("cooccurrence", "confusion", "training_curves", "reliability_curves", "region_maps"):
         add_figure(project, name, "x")
-    for name in ("comparison", "maskers", "ablations"):
-        write_text(folder / f"table_{name}.csv", "x")
     for path in folder.iterdir():
         os.utime(path, (200, 200))
     os.utime(run / newer, (300, 300))
-    found = [w for w in report_checks.find_warnings(load_results(run), folder, names) if "Older" in w]
+    found = [w for w in report_checks.find_warnings(load_results(run), folder) if "Older" in w]
     assert len(found) == bool(stale)
     if stale:
-        assert found[0].startswith(f"Older than the results they show: {', '.join(stale)}; carb figures")
+        assert found[0].startswith(f"Older than the results they show: {', '.join(stale)};")
+
+
+def test_the_report_shows_this_run_s_figures_in_the_table_s_order(project: Path) -> None:
+    # Pictures of an earlier run of that name may lie in the folder: what this run has no results for is not shown.
+    for name in ("ablations", "cooccurrence", "samples", "confusion", "iou_per_class", "dataset_difficulty"):
+        add_figure(project, name, "x")
+    (project / "runs" / "tiny" / "ablations.json").unlink()
+    text = report.write_report(project / "runs" / "tiny").read_text("utf-8")
+    shown = re.findall(r'<figure id="(\w+)"', text)
+    assert shown == ["samples", "dataset_difficulty", "iou_per_class", "confusion", "my_own"], (
+        "dataset_difficulty holds cooccurrence"
+    )
+    assert re.findall(r"<h2[^>]*>([^<]+)<", text)[1:4] == ["The data", "Results", "Further figures"]
+    assert re.search(r"No figure of: .*, ablations \(", text)
+    (project / "figures" / "tiny" / "dataset_difficulty.png").unlink()
+    text = report.write_report(project / "runs" / "tiny").read_text("utf-8")
+    assert re.findall(r'<figure id="(\w+)"', text)[:2] == ["samples", "cooccurrence"]
 
 
 def test_time_is_summed_over_resumptions() -> None:
@@ -225,10 +244,10 @@ def many(project: Path) -> Path:
         (runs / name / "ablations.json").unlink()
         if score:
             write_json(
-                runs / name / "evaluation" / "test" / "full.json", evaluation("paper", score, np.random.default_rng(0))
+                runs / name / "evaluation" / "test" / "paper.json", evaluation("paper", score, np.random.default_rng(0))
             )
     shutil.copytree(runs / "tiny", runs / "broken")
-    (runs / "broken" / "evaluation" / "test" / "full.json").write_text("{")
+    (runs / "broken" / "evaluation" / "test" / "paper.json").write_text("{")
     report.write_report(runs / "tiny")
     return runs
 
@@ -237,7 +256,7 @@ def test_index_lists_all_runs(many: Path) -> None:
     page = Page(report.write_index(many).read_text("utf-8"))
     assert [link for link in page.links if not link.startswith("data:")] == ["tiny/report.html"]
     text = " ".join(page.text.split())
-    assert "broken:" in text and "full.json" in text and "better" in text and "2026\u201101\u201102 03:04" in text
+    assert "broken:" in text and "paper.json" in text and "better" in text and "2026\u201101\u201102 03:04" in text
     assert "single + CRF" in text, "ablations of all runs stand below"
     (many / "empty").mkdir()
     assert "No run here yet" in report.write_index(many / "empty").read_text("utf-8")

@@ -1,8 +1,8 @@
 """Charts of a dataset's difficulty, drawn from analysis.json: why image-level labels say so little about a street.
 
-Every function takes what the file holds and returns a figure. Shares come as 0–1 and are shown in percent. Names of
-small classes are bold. `contrast` gives an object-centric dataset's statistics, {name, image_share, classes_per_image,
-object_areas}; all but the name may be left out.
+A figure takes what a run saved; the `draw_…` functions put one chart of plain arrays on any axes. Shares come as 0–1
+and are shown in percent. Names of small classes are bold. `contrast` gives an object-centric dataset's statistics,
+{name, image_share, classes_per_image, object_areas}; all but the name may be left out.
 """
 
 from __future__ import annotations
@@ -13,90 +13,126 @@ from typing import Any
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from carblib.classes import ClassSet
-from carblib.figures.style import FAINT, GRID, INK, SHARE_MAP, PaperFigure, class_colours, new_figure, paper_style
-from carblib.results.saved import numbers
+from carblib.figures.captions import Drawn, figure_record
+from carblib.figures.style import FAINT, GRID, INK, SHARE_MAP, class_colours, new_figure, paper_style
+from carblib.results.saved import RunResults, numbers
 from carblib.results.words import COLUMN, PAGE
 
+Analysis = dict[str, Any]
+Contrast = dict[str, Any] | None
 CONTRAST_COLOUR = "#d55e00"
 MOST_NUMBERED = 12  # classes up to which a matrix has its numbers written in
+OBJECT = (
+    "An object is an 8-connected component of a class, so that one cut in two by a pole counts as two; its fragments "
+    "under the smallest size that is evaluated are left out. Percentiles are by pixels: half of a class's pixels lie "
+    "in objects larger than its median."
+)
+
+
+# --- figures of a run ----------------------------------------------------------------------------------------------
 
 
 @paper_style()
-def class_frequency(
-    analysis: dict[str, Any], class_set: ClassSet, contrast: dict[str, Any] | None = None
-) -> PaperFigure:
-    """Per class: share of the images that hold it, and share of the pixels (dots, log scale), sorted by the latter.
-
-    `contrast`: an object-centric dataset's statistics, {name, image_share: [per class, 0–1], …}; its median is marked.
-    """
-    figure = new_figure(PAGE, 0.8 + 0.165 * len(class_set))
-    left, right = figure.subplots(1, 2)
-    _draw_image_share(left, analysis, class_set, contrast)
-    _draw_pixel_share(right, analysis, class_set)
-    return figure
-
-
-@paper_style()
-def cooccurrence(analysis: dict[str, Any], class_set: ClassSet) -> PaperFigure:
-    """Of the images with the row's class, the share that also holds the column's class, in percent."""
-    many = len(class_set) > MOST_NUMBERED
-    figure = new_figure(PAGE if many else COLUMN, 4.6 if many else COLUMN)
-    _draw_cooccurrence(figure.subplots(), analysis, class_set, numbered=not many)
-    return figure
-
-
-@paper_style()
-def classes_per_image(analysis: dict[str, Any], contrast: dict[str, Any] | None = None) -> PaperFigure:
-    """How many classes an image holds: share of the images, beside `contrast`'s classes_per_image where given.
-
-    `contrast["classes_per_image"]` lists counts or shares of images with 1, 2, 3, … classes.
-    """
-    figure = new_figure(COLUMN, 2.1)
-    _draw_classes_per_image(figure.subplots(), analysis, contrast)
-    return figure
-
-
-@paper_style()
-def object_sizes(analysis: dict[str, Any], class_set: ClassSet, contrast: dict[str, Any] | None = None) -> PaperFigure:
-    """Sizes of objects (connected components) per class as share of the image: median, quartiles, 5th, 95th percentile.
-
-    Percentiles are by pixels, see `pixel_quantiles`. `contrast["object_areas"]` lists areas as shares of the image.
-    """
-    figure = new_figure(COLUMN, 0.9 + 0.165 * len(class_set))
-    _draw_object_sizes(figure.subplots(), analysis, class_set, contrast)
-    return figure
-
-
-@paper_style()
-def dataset_difficulty(
-    analysis: dict[str, Any], class_set: ClassSet, contrast: dict[str, Any] | None = None
-) -> PaperFigure:
-    """All of it on one page width: frequency, pixel share, classes per image, co-occurrence, object sizes.
-
-    `contrast`: see `class_frequency`, `classes_per_image` and `object_sizes`; any of its lists may be left out.
-    """
-    figure = new_figure(PAGE, 2.6 + 0.26 * len(class_set))
+def dataset_difficulty(results: RunResults) -> Drawn:
+    """All charts of the data on one page width."""
+    analysis, classes, contrast = results.analysis, results.params.class_set, results.contrast
+    figure = new_figure(PAGE, 2.6 + 0.26 * len(classes))
     upper, lower = figure.subfigures(2, 1, height_ratios=(1, 1.15))
     axes = upper.subplots(1, 3, width_ratios=(1, 1, 1.1))
-    _draw_image_share(axes[0], analysis, class_set, contrast)
-    _draw_pixel_share(axes[1], analysis, class_set)
-    _draw_classes_per_image(axes[2], analysis, contrast)
+    draw_image_share(axes[0], analysis, classes, contrast)
+    draw_pixel_share(axes[1], analysis, classes)
+    draw_classes_per_image(axes[2], analysis, contrast)
     matrix, sizes = lower.subplots(1, 2, width_ratios=(1.15, 1))
-    _draw_cooccurrence(matrix, analysis, class_set, numbered=False)
-    _draw_object_sizes(sizes, analysis, class_set, contrast)
-    return figure
+    draw_cooccurrence(matrix, analysis, classes, numbered=False)
+    draw_object_sizes(sizes, analysis, classes, contrast)
+    caption = (
+        "What makes the data hard for image-level labels: nearly every class is in nearly every image, classes come "
+        "together, and some are small. Upper row: class frequency, pixel share (log scale), classes per image. Lower "
+        "row: of the images with the row's class, the percentage with the column's; sizes of objects (median, "
+        f"quartiles, 5th and 95th percentile). Small classes bold. {OBJECT}"
+    )
+    alt = (
+        f"Five charts of the data; an image holds {np.mean(analysis['classes_per_image']):.1f} of {len(classes)} "
+        "classes on average."
+    )
+    return _captioned(results, figure, caption, alt)
 
 
-def _by_pixels(analysis: dict[str, Any]) -> np.ndarray:
+@paper_style()
+def class_frequency(results: RunResults) -> Drawn:
+    """Share of the images that hold a class, and its share of the pixels (log scale), sorted by the latter."""
+    analysis, classes = results.analysis, results.params.class_set
+    figure = new_figure(PAGE, 0.8 + 0.165 * len(classes))
+    left, right = figure.subplots(1, 2)
+    draw_image_share(left, analysis, classes, results.contrast)
+    draw_pixel_share(right, analysis, classes)
+    shares, common = np.array(analysis["pixel_share"]), sum(share > 0.9 for share in analysis["image_share"])
+    caption = (
+        "How often a class is there, and how much of the image it takes (log scale), sorted by pixel share; small "
+        f"classes bold. {common} of {len(classes)} classes are in more than 90 % of the images, so that image-level "
+        "labels hardly tell images apart."
+    )
+    alt = (
+        f"Bars of image share and dots of pixel share per class. Most pixels: {classes.names[shares.argmax()]}, "
+        f"{100 * shares.max():.0f} %; fewest: {classes.names[shares.argmin()]}, {100 * shares.min():.2f} %."
+    )
+    return _captioned(results, figure, caption, alt)
+
+
+@paper_style()
+def cooccurrence(results: RunResults) -> Drawn:
+    """Which classes come together."""
+    many = len(results.params.class_set) > MOST_NUMBERED
+    figure = new_figure(PAGE if many else COLUMN, 4.6 if many else COLUMN)
+    draw_cooccurrence(figure.subplots(), results.analysis, results.params.class_set, numbered=not many)
+    caption = (
+        "Co-occurrence: of the images that hold the row's class, the percentage that also hold the column's class."
+    )
+    alt = "Matrix of classes by classes; high values everywhere mean that classes come together."
+    return _captioned(results, figure, caption, alt)
+
+
+@paper_style()
+def classes_per_image(results: RunResults) -> Drawn:
+    """How many classes an image holds."""
+    figure = new_figure(COLUMN, 2.1)
+    draw_classes_per_image(figure.subplots(), results.analysis, results.contrast)
+    mean = np.mean(results.analysis["classes_per_image"])
+    alt = f"Histogram of classes per image; mean {mean:.1f} of {len(results.params.class_set)}."
+    return _captioned(results, figure, "Number of classes in an image.", alt)
+
+
+@paper_style()
+def object_sizes(results: RunResults) -> Drawn:
+    """Sizes of objects (connected components) per class."""
+    figure = new_figure(COLUMN, 0.9 + 0.165 * len(results.params.class_set))
+    draw_object_sizes(figure.subplots(), results.analysis, results.params.class_set, results.contrast)
+    caption = (
+        "Sizes of objects as a share of the image, per class: median, quartiles (box), 5th and 95th percentile "
+        f"(whiskers); small classes bold. {OBJECT}"
+    )
+    alt = "Box plots of object size per class on a logarithmic axis, sorted by median size."
+    return _captioned(results, figure, caption, alt)
+
+
+def _captioned(results: RunResults, figure: Figure, caption: str, alt: str) -> Drawn:
+    analysis = results.analysis
+    return figure, figure_record(results.params, caption, alt, analysis["split"], analysis["images"])
+
+
+# --- charts --------------------------------------------------------------------------------------------------------
+
+
+def _by_pixels(analysis: Analysis) -> np.ndarray:
     return np.argsort(-numbers(analysis["pixel_share"]), kind="stable")
 
 
-def _draw_image_share(
-    axes: Axes, analysis: dict[str, Any], class_set: ClassSet, contrast: dict[str, Any] | None
-) -> None:
+def draw_image_share(axes: Axes, analysis: Analysis, class_set: ClassSet, contrast: Contrast) -> None:
+    """Per class, bars of the share of the images that hold it; a dashed line marks the median class of `contrast`."""
     order = _by_pixels(analysis)
     shares = 100 * numbers(analysis["image_share"])[order]
     _class_axis(axes, order, class_set, named=True)
@@ -113,8 +149,8 @@ def _draw_image_share(
     axes.set_title("Class frequency")
 
 
-def _draw_pixel_share(axes: Axes, analysis: dict[str, Any], class_set: ClassSet) -> None:
-    """Dots, not bars: a logarithmic axis has no zero for bars to stand on."""
+def draw_pixel_share(axes: Axes, analysis: Analysis, class_set: ClassSet) -> None:
+    """Per class, its share of the pixels: dots, as a logarithmic axis has no zero for bars to stand on."""
     order = _by_pixels(analysis)
     shares = 100 * numbers(analysis["pixel_share"])[order]
     low = min(shares[shares > 0], default=1) / 2
@@ -128,7 +164,7 @@ def _draw_pixel_share(axes: Axes, analysis: dict[str, Any], class_set: ClassSet)
         axes.plot(share, place, "o", color=colours[place], markeredgecolor=INK, markeredgewidth=0.5, markersize=6)
         side = -1 if share > 40 else 1  # no room between a large share's dot and 100 %
         axes.annotate(
-            percent(share),
+            brief(share),
             (share, place),
             (5 * side, 0),
             textcoords="offset points",
@@ -154,7 +190,8 @@ def _class_axis(axes: Axes, order: np.ndarray, class_set: ClassSet, named: bool)
     axes.tick_params(axis="y", length=0)
 
 
-def _draw_classes_per_image(axes: Axes, analysis: dict[str, Any], contrast: dict[str, Any] | None) -> None:
+def draw_classes_per_image(axes: Axes, analysis: Analysis, contrast: Contrast) -> None:
+    """Share of the images with 1, 2, 3, … classes, beside `contrast`'s counts or shares where given."""
     counts = np.asarray(analysis["classes_per_image"], int)
     shares = 100 * np.bincount(counts) / max(len(counts), 1)
     places = np.arange(len(shares))
@@ -179,7 +216,8 @@ def _draw_classes_per_image(axes: Axes, analysis: dict[str, Any], contrast: dict
     axes.set_title(title)
 
 
-def _draw_cooccurrence(axes: Axes, analysis: dict[str, Any], class_set: ClassSet, numbered: bool) -> None:
+def draw_cooccurrence(axes: Axes, analysis: Analysis, class_set: ClassSet, numbered: bool) -> None:
+    """Of the images that hold the row's class, the share that also holds the column's class, in percent."""
     order = _by_pixels(analysis)
     counts = numbers(analysis["cooccurrence"])[np.ix_(order, order)]
     held = np.diag(counts)[:, None]
@@ -190,9 +228,8 @@ def _draw_cooccurrence(axes: Axes, analysis: dict[str, Any], class_set: ClassSet
     axes.set_title("Co-occurrence (%)")
 
 
-def _draw_object_sizes(
-    axes: Axes, analysis: dict[str, Any], class_set: ClassSet, contrast: dict[str, Any] | None
-) -> None:
+def draw_object_sizes(axes: Axes, analysis: Analysis, class_set: ClassSet, contrast: Contrast) -> None:
+    """Objects per class as share of the image: median, quartiles, 5th and 95th percentile, see `pixel_quantiles`."""
     image = float(np.prod(analysis["size"]))
     colours = class_colours(class_set)
     rows = []
@@ -270,6 +307,6 @@ def draw_matrix(
     axes.tick_params(axis="y", rotation=0)
 
 
-def percent(value: float) -> str:
+def brief(value: float) -> str:
     """Write a percentage with as many digits as it deserves: 31, 4.5, 0.63, 0.04."""
     return f"{value:.0f}" if value >= 10 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"

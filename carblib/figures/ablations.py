@@ -1,0 +1,180 @@
+"""Settings side by side: ways of making pseudo-masks (maskers.json), and the ablations (ablations.json)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from carblib.figures.captions import Drawn, figure_record
+from carblib.figures.style import FAINT, GRID, INK, MARKERS, SPARE_COLOURS, legend_columns, new_figure, paper_style
+from carblib.results.saved import Missing, RunResults, numbers
+from carblib.results.words import PAGE, path_label, percent, plural
+from carblib.variants import abbreviations, in_order, variant_label
+
+Row = dict[str, Any]
+PATH_COLOURS = ("#0072b2", "#e69f00", "#cc79a7", *SPARE_COLOURS)
+
+
+# --- maskers -------------------------------------------------------------------------------------------------------
+
+
+def masker_comparison(results: RunResults) -> Drawn:
+    """Ways of making pseudo-masks side by side."""
+    if not results.maskers:
+        raise Missing("maskers.json names no masker; notebook 02_pseudo_masks compares them")
+    caption = "Pseudo-masks by masker, best first: mIoU, mean over the small classes, and seconds per image."
+    best = max(results.maskers, key=lambda row: row["miou"] or 0)
+    alt = f"Bars per masker; best {best['masker'].replace('_', ' ')} with {percent(best['miou'])} % mIoU."
+    split, images = best.get("split", ""), int(best.get("images", 0))
+    return masker_bars(results.maskers), figure_record(results.params, caption, alt, split, images)
+
+
+@paper_style()
+def masker_bars(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Maskers, best first: mIoU and small-class mean of their pseudo-masks, and seconds per image.
+
+    `rows`: {masker, miou, small_miou, seconds} as in maskers.json.
+    """
+    rows = sorted(rows, key=lambda row: -np.nan_to_num(numbers(row["miou"])))
+    places = np.arange(len(rows))
+    figure = new_figure(PAGE, 0.85 + 0.32 * len(rows))
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.7, 1))
+    for key, offset, colour, label in (
+        ("miou", -0.2, "#0072b2", "mIoU"),
+        ("small_miou", 0.2, "#e69f00", "small classes"),
+    ):
+        values = 100 * numbers([row[key] for row in rows])
+        left.barh(places + offset, np.nan_to_num(values), 0.38, color=colour, label=label)
+        _write_values(left, values, places + offset, "{:.1f}")
+    seconds = numbers([row["seconds"] for row in rows])
+    right.barh(places, np.nan_to_num(seconds), 0.55, color=FAINT)
+    _write_values(right, seconds, places, "{:#.2g}")
+    left.set_yticks(places, [str(row["masker"]).replace("_", " ") for row in rows])
+    left.set_ylim(len(rows) - 0.45, -0.55)
+    left.set_xlabel("IoU of the pseudo-masks (%)")
+    right.set_xlabel("seconds per image")
+    for axes in (left, right):
+        axes.set_xlim(0, 1.12 * axes.get_xlim()[1])
+        axes.grid(axis="x")
+        axes.tick_params(axis="y", length=0)
+    figure.legend(loc="outside upper center", ncols=2)
+    return figure
+
+
+def _write_values(axes: Axes, values: np.ndarray, places: np.ndarray, form: str) -> None:
+    for value, place in zip(values, places, strict=True):
+        axes.annotate(
+            "–" if np.isnan(value) else form.format(value).rstrip("."),
+            (np.nan_to_num(value), place),
+            (2, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=7,
+        )
+
+
+# --- ablations -----------------------------------------------------------------------------------------------------
+
+
+def ablations(results: RunResults) -> Drawn:
+    """Variants, paths and maskers over seeds."""
+    rows = results.ablations
+    if not rows:
+        raise Missing("ablations.json has no row; notebook 05_ablations trains them")
+    seeds = sorted({row["seed"] for row in rows if row["seed"] is not None})
+    paths, maskers = ({row[key]: None for row in rows} for key in ("path", "masker"))
+    caption = f"Ablations over {plural(len(seeds), 'seed')}, "
+    caption += f"{path_label(next(iter(paths)))}, " if len(paths) == 1 else ""
+    caption += f"{next(iter(maskers)).replace('_', ' ')} masker: " if len(maskers) == 1 else "by path and masker: "
+    caption += "tick marks are single seeds, symbols their mean, lines one standard deviation to each side."
+    if len(paths) * len(maskers) > 1:
+        caption += " The ceiling depends on neither path nor masker and is drawn once."
+    variants = {row["variant"]: None for row in rows}
+    means = {
+        v: np.mean([row["miou"] for row in rows if row["variant"] == v and row["miou"] is not None]) for v in variants
+    }
+    words = ", ".join(f"{variant_label(variant)} {percent(mean)}" for variant, mean in means.items())
+    alt = f"Dot plot of mIoU and small-class mean per variant. Mean mIoU in percent: {words}."
+    trained = ", ".join(variant for variant in variants if not variant.startswith("pseudo_masks"))
+    record = figure_record(
+        results.params,
+        f"{caption} {abbreviations(variants)}",
+        alt,
+        rows[0].get("split", ""),
+        int(rows[0].get("images", 0)),
+        f"of {trained}, one per seed" if trained else "none",
+        seeds=seeds,
+    )
+    return ablation_plot(rows), record
+
+
+@paper_style()
+def ablation_plot(rows: Sequence[Row]) -> Figure:
+    """Ablations: mIoU and small-class mean per variant, a tick per seed, mean and standard deviation over seeds.
+
+    `rows`: {variant, path, masker, seed, miou, small_miou} as in ablations.json; colours are paths, symbols maskers,
+    and the legend names what there are several of. The ceiling depends on neither and stands in the middle, dark.
+    """
+    variants = in_order({row["variant"] for row in rows})
+    paths, maskers = (list(dict.fromkeys(row[key] for row in rows)) for key in ("path", "masker"))
+    settings = [(path, masker) for path in paths for masker in maskers]
+    figure = new_figure(PAGE, 0.8 + len(variants) * (0.15 + 0.11 * len(settings)))
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, key, title in zip(panels, ("miou", "small_miou"), ("mIoU (%)", "small-class mean (%)"), strict=True):
+        for place, variant in enumerate(variants):
+            for path, masker in settings:
+                setting = (path, masker)
+                values = 100 * numbers([row[key] for row in rows if _of(row) == (variant, *setting)])
+                alone = variant == "ceiling"
+                offset = 0 if alone else 0.76 * ((settings.index(setting) + 0.5) / len(settings) - 0.5)
+                colour = INK if alone else PATH_COLOURS[paths.index(path) % len(PATH_COLOURS)]
+                marker = MARKERS[maskers.index(masker) % len(MARKERS)]
+                _draw_seeds(axes, values[~np.isnan(values)], place + offset, colour, marker)
+        for place in range(1, len(variants)):
+            axes.axhline(place - 0.5, color=GRID, linewidth=0.5)
+        axes.set_xlabel(title)
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))
+        axes.grid(axis="x")
+        axes.tick_params(axis="y", length=0)
+    panels[0].set_yticks(range(len(variants)), [variant_label(variant) for variant in variants])
+    panels[0].set_ylim(len(variants) - 0.5, -0.5)
+    handles = _handles(paths, maskers)
+    if handles:
+        columns = legend_columns(figure, [handle.get_label() for handle in handles])
+        figure.legend(handles=handles, loc="outside upper center", ncols=columns)
+    return figure
+
+
+def _of(row: Row) -> tuple[str, str, str]:
+    return row["variant"], row["path"], row["masker"]
+
+
+def _handles(paths: Sequence[str], maskers: Sequence[str]) -> list[Artist]:
+    handles: list[Artist] = []
+    if len(paths) > 1:
+        colours = [PATH_COLOURS[i % len(PATH_COLOURS)] for i in range(len(paths))]
+        handles += [Patch(color=colour, label=path_label(path)) for path, colour in zip(paths, colours, strict=True)]
+    if len(maskers) > 1:
+        names = [f"{masker.replace('_', ' ')} masker" for masker in maskers]
+        marks = [MARKERS[i % len(MARKERS)] for i in range(len(maskers))]
+        handles += [
+            Line2D([], [], color=FAINT, marker=mark, linestyle="none", label=name)
+            for mark, name in zip(marks, names, strict=True)
+        ]
+    return handles
+
+
+def _draw_seeds(axes: Axes, values: np.ndarray, place: float, colour: str, marker: str) -> None:
+    if not len(values):
+        return
+    spread = values.std(ddof=1) if len(values) > 1 else 0.0
+    axes.plot(values, np.full(len(values), place), linestyle="none", marker="|", color=colour, markersize=5, alpha=0.6)
+    axes.errorbar(values.mean(), place, xerr=spread, fmt=marker, color=colour, markersize=4, elinewidth=1)
