@@ -24,7 +24,6 @@ from carblib.data.readers import IMAGE_SUFFIXES, Split, open_split
 from carblib.params import Params, add_arguments, from_arguments, resolve
 
 # What derived labels depend on; kept beside them, so that labels of other masks are not taken for these.
-_SOURCE_KEYS = ("dataset", "root", "classes", "scenes_seed")
 
 
 def labels_of(mask: np.ndarray, classes: int, min_pixels: int = 1) -> np.ndarray:
@@ -126,7 +125,7 @@ def ensure_labels(params: Params, split: Split) -> Path:
         if not path.is_file():
             raise CarbError(f"{path}: no such file, but `labels` names it; write it, or set labels: '' to derive it")
         return path
-    source = {key: params.model_dump(mode="json")[key] for key in _SOURCE_KEYS}
+    source = params.that_affect("labels")
     note = path.with_suffix(".json")
     if path.is_file():
         if note.is_file() and read_json(note) != source:

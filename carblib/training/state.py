@@ -32,7 +32,7 @@ def dependencies(params: Params) -> dict[str, Any]:
         taught["image-level labels"] = labels_path(params, params.train_split)
     if params.path == "single" and params.supervision == "clip":
         taught["pseudo-masks"] = pseudo_mask_folder(params, params.train_split) / "settings.json"
-    return params.training_dump() | {f"the {key}": files.sha256(file) for key, file in taught.items() if file.is_file()}
+    return params.that_affect("training") | {f"the {key}": files.sha256(file) for key, file in taught.items() if file.is_file()}
 
 
 def check_same(before: dict[str, Any], params: Params, folder: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from small import small_params
 
 from carblib.base.errors import CarbError
 from carblib.classes import CAMVID, class_set
@@ -25,7 +26,6 @@ from carblib.data.labels import (
 )
 from carblib.data.npy_labels import read_npy_labels
 from carblib.data.readers import open_split
-from carblib.params import Params
 
 THREE = class_set(["road", "car", "sky"])
 NAMES = ["a", "b"]
@@ -63,7 +63,7 @@ def message(call):
 
 def home(tmp_path, monkeypatch, **keys):
     monkeypatch.setenv("CARB_HOME", str(tmp_path))
-    return Params().updated(classes=[{"name": n} for n in THREE.names], **keys)
+    return small_params(classes=[{"name": n} for n in THREE.names], **keys)
 
 
 def test_labels_of_a_mask_are_its_classes():
@@ -288,7 +288,7 @@ def test_the_command_derives_and_converts(tmp_path, monkeypatch, capsys):
         (tmp_path / f"data/{split}annot").mkdir()
         Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(tmp_path / f"data/{split}/x.png")
         Image.fromarray(np.full((6, 8), value, np.uint8)).save(tmp_path / f"data/{split}annot/x.png")
-    (tmp_path / "p.yaml").write_text("run: t\ndataset: camvid\nroot: data\n")
+    (tmp_path / "p.yaml").write_text("run: t\ndataset: camvid\nclasses: camvid\nroot: data\n")
     np.save(tmp_path / "v.npy", {"x": np.eye(11)[5]})
 
     def command(*arguments):
@@ -348,7 +348,7 @@ from places import CAMVID_ROOT
 
 @pytest.mark.skipif(not CAMVID_ROOT.is_dir(), reason="no CamVid in ../shared/data/camvid or $CARB_CAMVID_ROOT")
 def test_labels_of_real_camvid():
-    split = open_split(Params().updated(dataset="camvid", root=str(CAMVID_ROOT.resolve())), "val")
+    split = open_split(small_params(dataset="camvid", root=str(CAMVID_ROOT.resolve())), "val")
     labels = derive_labels(split)
     assert len(labels) == 101
     for i in range(0, 101, 10):

@@ -9,12 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_run import evaluation
+from places import REPOSITORY
+from small import small_params
 
 from carblib.base import files
 from carblib.base.errors import CarbError
-from carblib.params import Params, load_params
+from carblib.params import load_params
 from carblib.run import batch, notebook
 from carblib.run.headless import NotebookFailed
+
+DEMO = REPOSITORY / "params" / "demo.yaml"
 
 
 class Project:
@@ -24,7 +28,7 @@ class Project:
         self.root, self.ran, self.made = root, [], []
         self.sabotage: dict[tuple[str, str], Callable[[], None]] = {}
         for name in ("a", "b"):
-            files.write_text(root / "params" / f"{name}.yaml", f"run: {name}\nseed: 3\n")
+            files.write_text(root / "params" / f"{name}.yaml", f"base: {DEMO}\nrun: {name}\nseed: 3\n")
         monkeypatch.setenv("CARB_HOME", str(root))
         monkeypatch.setattr(batch, "execute", self.execute)
         monkeypatch.setattr(batch, "render_html", lambda path: path)
@@ -179,7 +183,7 @@ def test_overview_lists_every_run_and_variant(project: Project) -> None:
 
 
 def test_done_marker_holds_what_was_run(project: Project) -> None:
-    params = Params(run="a", seed=5)
+    params = small_params(run="a", seed=5)
     assert notebook.read_done(params, "01_x") is None
     notebook.finish(params, "01_x", {"miou": 0.5})
     done = notebook.read_done(params, "01_x")

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small import small_params
 
 from carblib import step
 from carblib.base import files, interrupts
@@ -67,7 +68,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def params(scenes: Path, random_clip_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Params]:
     monkeypatch.setenv("CARB_HOME", str(tmp_path))
-    yield Params(
+    yield small_params(
         run="tiny", root=str(scenes), clip=str(random_clip_file), image_size=SIZE, crop=SIZE, patch=(32, 32),
         input_scale=1, aspp_dilations=(1, 2), path="dual", lr=0.05, warmup=2, iterations=8, batch_size=2, log_every=1,
         val_every=4, val_images=0, checkpoint_every=4, monitor_images=1, device="cpu",
@@ -267,7 +268,7 @@ def test_trained_network_is_loaded_with_equal_logits(params: Params) -> None:
 
 
 def test_learning_rate_is_the_polynomial_decay_of_the_method() -> None:
-    params = Params(lr=0.005, lr_min=1e-4, poly_power=0.9, iterations=100, warmup=0)
+    params = small_params(lr=0.005, lr_min=1e-4, poly_power=0.9, iterations=100, warmup=0)
     assert step.learning_rate(params, 0) == pytest.approx(0.005)
     assert step.learning_rate(params, 50) == pytest.approx(1e-4 + 0.0049 * 0.5**0.9)
     assert step.learning_rate(params, 99) == pytest.approx(1e-4 + 0.0049 * 0.01**0.9)
