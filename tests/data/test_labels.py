@@ -157,7 +157,7 @@ def test_without_labels_and_masks(tmp_path, monkeypatch):
 # --- the official pickles --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "uint8", "int64", "bool", ">f4"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "uint8", "int64", "bool"])
 def test_an_official_dictionary_is_converted(tmp_path, dtype):
     rng = np.random.default_rng(1)
     rows = {f"city/{i}_leftImg8bit.png": (rng.random(3) > 0.4).astype(dtype) for i in range(9)}
@@ -198,6 +198,30 @@ def test_a_plain_array_needs_names(tmp_path):
     assert convert_official(tmp_path / "l.npy", THREE, NAMES)["b"].tolist() == [0, 1, 0]
     assert "does not fit" in message(lambda: convert_official(tmp_path / "l.npy", THREE))
     assert "does not fit" in message(lambda: convert_official(tmp_path / "l.npy", THREE, ["a"]))
+
+
+def test_numbers_of_another_byte_order_are_refused_and_not_misread(tmp_path):
+    np.save(tmp_path / "l.npy", {"a": np.array([1, 0, 1], ">f4")})
+    assert "not 0 and 1" in message(lambda: convert_official(tmp_path / "l.npy", THREE))
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        (1, (9,), np.dtype("O"), False, [1]),  # NumPy itself would read beyond the list
+        (1, (-1, -1), np.dtype("O"), False, [1]),
+        (1, (9,), np.dtype("f4"), False, b"1234"),
+        (1, (1,), np.dtype("O"), False, b"12345678"),
+        (1, (1,), np.dtype("f4,O"), False, b"123456789012"),
+    ],
+)
+def test_an_array_whose_state_does_not_fit_is_refused(tmp_path, state):
+    class Forged:
+        def __reduce__(self):
+            return np.zeros(0).__reduce__()[0], (np.ndarray, (2**40,), b"b"), state
+
+    np.save(tmp_path / "l.npy", np.array({"a": Forged()}, dtype=object))
+    assert "not a safe .npy file" in message(lambda: read_npy_labels(tmp_path / "l.npy"))
 
 
 class Malicious:

@@ -118,7 +118,8 @@ def test_changed_parameters_come_first_and_defaults_once(project: Path) -> None:
     text = report.write_report(project / "runs" / "tiny").read_text("utf-8")
     table, rest = text.split('id="parameters"')[1].split("All others have their default")
     assert '<td class="key">warmup</td><td class="value">60</td><td class="value faint">16000</td>' in table
-    assert '<td class="key">flip</td>' not in table and "<code>flip: <b>0.5</b></code>" in rest and "warmup:" not in rest
+    assert '<td class="key">flip</td>' not in table and "<code>flip: <b>0.5</b></code>" in rest
+    assert "warmup:" not in rest
     page = report._template("report.html.j2").render(
         run="x", badges=[], cards=[], warnings=[], trainings=[], evaluations=None, notebooks=[], sections=[],
         all_tables={}, parameters=report._parameters(Params()), versions={"carblib": "1"}, result_versions="1",
@@ -316,7 +317,7 @@ def test_printed_report_wastes_no_page(project: Path, tmp_path: Path) -> None:
     target, pdf = report.write_report(project / "runs" / "tiny"), tmp_path / "report.pdf"
     chromium(tmp_path, "--no-pdf-header-footer", f"--print-to-pdf={pdf}", target.as_uri())
     pages = len(re.findall(rb"/Type\s*/Page\b", pdf.read_bytes()))
-    assert 3 <= pages <= 7, "six figures of half a page, four tables and a hundred parameters"
+    assert 3 <= pages <= 8, "six figures of half a page, four tables and a hundred parameters, thirty in a table"
 
 
 @browser
