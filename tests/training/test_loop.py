@@ -21,6 +21,7 @@ from carblib.base import files, interrupts
 from carblib.base.errors import CarbError
 from carblib.data.feature_cache import FeatureCache
 from carblib.data.labels import ensure_labels
+from carblib.data.mask_folders import pseudo_mask_folder
 from carblib.data.readers import open_split
 from carblib.params import Params
 from carblib.scenes.folders import write_scenes
@@ -361,6 +362,12 @@ def test_a_training_knows_the_labels_and_masks_it_was_taught(params: Params) -> 
     with pytest.raises(CarbError, match="other values of the image-level labels;"):
         train.train(params, "plain")
     plain = params.variant("plain")
+    note = pseudo_mask_folder(params, "train") / "settings.json"
+    settings = note.read_text()
+    note.write_text(settings + " ")
+    with pytest.raises(CarbError, match="other values of the image-level labels, the pseudo-masks;"):
+        train.train(params, "plain")
+    note.write_text(settings)
     labels.unlink()
     assert not is_done(folder, plain), "results copied without labels are not refused"
     labels.write_text(before)
