@@ -24,6 +24,13 @@ def params(tmp_path: Path, random_clip_file: Path, monkeypatch: pytest.MonkeyPat
     return small_params(run="t", root=str(tmp_path / "scenes"), clip=str(random_clip_file), gate="none", **small)
 
 
+def test_the_papers_way_is_the_default_of_whatever_a_way_changes() -> None:
+    assert mask_quality.PLAIN == {
+        "masker": "value_path", "gate": "labels", "synonyms": False, "mask_window": None, "mask_stride": None,
+        "mask_scales": (1.0,), "mask_flip": False,
+    }  # fmt: skip
+
+
 def test_every_way_is_measured_on_the_same_images(params: Params) -> None:
     rows = mask_quality.compare_maskers(params, open_split(params, "val"), images=2)
     assert [row["masker"] for row in rows] == list(mask_quality.WAYS)
