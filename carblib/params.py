@@ -51,7 +51,7 @@ Seeds = Annotated[tuple[Annotated[int, Field(ge=0, le=MAX_SEED)], ...], _SOME, B
 
 CACHE_STRIDE = 8  # pixels per cached feature: crops of cached features start at its multiples
 
-# What can depend on a key, and through which effects. A key names the first things it changes; what follows stands here:
+# What can depend on a key, through which effects. A key names the first things it changes; what follows stands here:
 # training learns from labels and masks, and everything shows in the results. Masks and predictions on disk know their
 # labels and their network by checksum, so how those were made does not count for them.
 _RESULTS = {"labels", "masks", "training", "inference", "results"}
