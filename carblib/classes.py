@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import colorsys
 import dataclasses
+import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StringConstraints, ValidationError
 
 from carblib.base.errors import CarbError, nearest
 
@@ -145,7 +147,28 @@ WILDDASH2 = _build(
 WILDDASH2_CITYSCAPES = dataclasses.replace(CITYSCAPES, name="wilddash2_cityscapes")
 
 _KNOWN = {known.name: known for known in (CAMVID, CITYSCAPES, WILDDASH2, WILDDASH2_CITYSCAPES)}
-_ENTRY_KEYS = ("name", "words", "colour", "small")
+
+
+def _from_hex(colour: Any) -> Any:
+    written = isinstance(colour, str) and re.fullmatch("#[0-9a-fA-F]{6}", colour)
+    return list(bytes.fromhex(colour[1:])) if written else colour
+
+
+_Text = Annotated[str, StringConstraints(strict=True, strip_whitespace=True, min_length=1)]
+_Words = Annotated[tuple[_Text, ...], BeforeValidator(lambda words: [words] if isinstance(words, str) else words)]
+_Byte = Annotated[int, Field(strict=True, ge=0, le=255)]
+_Colour = Annotated[tuple[_Byte, _Byte, _Byte], BeforeValidator(_from_hex)]
+
+
+class _Own(BaseModel):
+    """A class as the user writes it; descriptions say how each key is written."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: _Text = Field(description="give the class a name")
+    words: _Words = Field((), min_length=1, description="write a text or a list of texts for CLIP")
+    colour: _Colour | None = Field(None, description="write [r, g, b] with 0–255 or '#rrggbb'")
+    small: StrictBool = Field(False, description="write true or false")
 
 
 def class_set(spec: str | list[dict[str, Any]]) -> ClassSet:
@@ -161,8 +184,14 @@ def class_set(spec: str | list[dict[str, Any]]) -> ClassSet:
         return _KNOWN[spec]
     if not isinstance(spec, list | tuple) or not 2 <= len(spec) <= 255:
         raise CarbError("classes: give a known name or a list of 2 to 255 entries {name, words, colour, small}")
-    rows = [_entry(place, entry, len(spec)) for place, entry in enumerate(spec)]
-    own = ClassSet("own", *(tuple(column) for column in zip(*rows, strict=True)))
+    entries = [_own(place, entry) for place, entry in enumerate(spec)]
+    own = ClassSet(
+        "own",
+        names=tuple(entry.name for entry in entries),
+        words=tuple(entry.words or (entry.name,) for entry in entries),
+        palette=tuple(entry.colour or _hue(place, len(entries)) for place, entry in enumerate(entries)),
+        small=tuple(entry.small for entry in entries),
+    )
     for what, values in (("name", own.names), ("colour", own.palette)):
         for place, value in enumerate(values):
             if value in values[:place]:
@@ -170,40 +199,19 @@ def class_set(spec: str | list[dict[str, Any]]) -> ClassSet:
     return own
 
 
-def _entry(place: int, entry: Any, count: int) -> tuple[str, tuple[str, ...], Colour, bool]:
-    where = f"classes[{place}]"
-    if isinstance(entry, str):
-        entry = {"name": entry}
+def _own(place: int, entry: Any) -> _Own:
+    """Return the user's entry at `place`, checked."""
+    where, entry = f"classes[{place}]", {"name": entry} if isinstance(entry, str) else entry
     if not isinstance(entry, dict):
         raise CarbError(f"{where}: {entry!r} is no class; write {{name: car, words: [car], colour: [r, g, b]}}")
-    for key in entry:
-        if key not in _ENTRY_KEYS:
-            hint = nearest(key, _ENTRY_KEYS) or f"the keys are {', '.join(_ENTRY_KEYS)}"
-            raise CarbError(f"{where}: '{key}' is no key of a class; {hint}")
-    name = entry.get("name")
-    if not isinstance(name, str) or not name.strip():
-        raise CarbError(f"{where}: 'name' is missing or no text; give the class a name")
-    words = entry.get("words", [name])
-    words = [words] if isinstance(words, str) else words
-    if not isinstance(words, list | tuple) or not words or not all(isinstance(w, str) and w.strip() for w in words):
-        raise CarbError(f"{where} ({name}): 'words' must be a text or a list of texts for CLIP, not {words!r}")
-    small = entry.get("small", False)
-    if not isinstance(small, bool):
-        raise CarbError(f"{where} ({name}): 'small' must be true or false, not {small!r}")
-    colour = _colour(f"{where} ({name})", entry["colour"]) if "colour" in entry else _hue(place, count)
-    return name.strip(), tuple(word.strip() for word in words), colour, small
-
-
-def _colour(where: str, value: Any) -> Colour:
-    if isinstance(value, str) and len(value) == 7 and value.startswith("#"):
-        try:
-            value = list(bytes.fromhex(value[1:]))
-        except ValueError:
-            pass
-    good = isinstance(value, list | tuple) and len(value) == 3
-    if not good or not all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v <= 255 for v in value):
-        raise CarbError(f"{where}: 'colour' must be [r, g, b] with 0–255 or '#rrggbb', not {value!r}")
-    return tuple(value)
+    try:
+        return _Own.model_validate(entry)
+    except ValidationError as error:
+        key, known = error.errors()[0]["loc"][0], _Own.model_fields
+    if key not in known:
+        raise CarbError(f"{where}: '{key}' is no key of a class; {nearest(key, known) or 'keys: ' + ', '.join(known)}")
+    given = f"cannot be {entry[key]!r}" if key in entry else "is missing"
+    raise CarbError(f"{where}: '{key}' {given}; {known[key].description}")
 
 
 def _hue(place: int, count: int) -> Colour:

@@ -1,4 +1,7 @@
-"""Parameters: one flat, validated set of keys per run, in the paper's order; `params/demo.yaml` repeats them."""
+"""Parameters: one flat, validated set of keys per run, in the paper's order. Defaults are the paper's (Cityscapes).
+
+A file of params/ names what differs from the defaults, or, with `base: other.yaml`, from another file.
+"""
 
 from __future__ import annotations
 
@@ -59,12 +62,24 @@ Seeds = Annotated[tuple[Annotated[int, Field(ge=0, le=MAX_SEED)], ...], _SOME, B
 
 CACHE_STRIDE = 8  # pixels per cached feature: crops of cached features start at its multiples
 
-# Keys that may change between a stop and its resumption: the trained weights do not depend on them.
-NOT_TRAINING = frozenset(
-    "run val_split test_split scenes_val scenes_test variants ceiling tensorboard log_every val_every val_images "
-    "checkpoint_every monitor_images infer_window infer_stride infer_scales infer_flip bootstrap device workers "
-    "interactive ablation_variants ablation_paths ablation_maskers ablation_seeds".split()
-)
+# What can depend on a key, through which effects. A key names the first things it changes; what follows stands here:
+# training learns from labels and masks, and everything shows in the results. Masks and predictions on disk know their
+# labels and their network by checksum, so how those were made does not count for them.
+_RESULTS = {"labels", "masks", "training", "inference", "results"}
+AFFECTED = {
+    "labels": {"labels"},  # image-level labels that are derived from masks
+    "masks": {"masks"},  # pseudo-masks on disk
+    "training": {"labels", "masks", "training"},  # trained weights
+    "inference": {"inference"},  # predictions
+    "results": _RESULTS,  # numbers and figures of a run
+    "ablations": {*_RESULTS, "ablations"},  # those of its ablations
+    "nothing": {"nothing"},  # where, how fast or how lively it works
+}
+
+
+def key(default: Any, affects: str, description: str, **limits: float) -> Any:
+    """Return the field of a parameter: `affects` names one or several of `AFFECTED`, `limits` are ge, gt, le and lt."""
+    return Field(default, description=description, json_schema_extra={"affects": affects.split()}, **limits)
 
 
 @dataclass(frozen=True)
@@ -75,115 +90,124 @@ class _Origin:
 
 
 class Params(BaseModel):
-    """Everything a run depends on. Sizes are [H, W] in pixels; folders are relative to the project root."""
+    """Everything a run depends on. Sizes are [H, W] in pixels; folders are relative to the project root.
+
+    The defaults are the paper's on Cityscapes, on one device: 8 images a step, which were 4 on each of two.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
     _origin: _Origin = PrivateAttr(default_factory=_Origin)
 
     # Data
-    run: str = Field("demo", description="name of the run: results in runs/<run>, figures in figures/<run>")
-    dataset: Literal["scenes", "camvid", "cityscapes", "wilddash2", "folder"] = Field("scenes", description="reader")
-    root: str = Field("data/scenes", description="the dataset's folder; ~ and $VARIABLE are expanded")
-    classes: str | list[Any] = Field("camvid", description="class set, or a list of {name, words, colour, small}")
-    train_split: str = Field("train", description="split whose images and image-level labels are learnt from")
-    val_split: str = Field("val", description="split for choices and for curves over training")
-    test_split: str = Field("test", description="split the results are measured on")
-    scenes_train: int = Field(200, ge=1, description="rendered scenes in the train split")
-    scenes_val: int = Field(40, ge=1, description="rendered scenes in the val split")
-    scenes_test: int = Field(120, ge=1, description="rendered scenes in the test split")
-    scenes_seed: int = Field(0, ge=0, description="seed of the rendered scenes")
-    labels: str = Field("", description='CSV of image-level labels; "" = runs/<run>/labels/<split>.csv')
+    run: str = key("cityscapes", "results", "name of the run: results in runs/<run>, figures in figures/<run>")
+    dataset: Literal["scenes", "camvid", "cityscapes", "wilddash2", "folder"] = key(
+        "cityscapes", "labels masks inference", "reader"
+    )
+    root: str = key("data/cityscapes", "labels masks inference", "the dataset's folder; ~ and $VARIABLE are expanded")
+    classes: str | list[Any] = key("cityscapes", "labels masks", "class set, or a list of {name, words, colour, small}")
+    train_split: str = key("train", "training", "split whose images and image-level labels are learnt from")
+    val_split: str = key("val", "results", "split for choices and for curves over training")
+    test_split: str = key("test", "results", "split the results are measured on")
+    scenes_train: int = key(200, "training", "rendered scenes in the train split", ge=1)
+    scenes_val: int = key(40, "results", "rendered scenes in the val split", ge=1)
+    scenes_test: int = key(120, "results", "rendered scenes in the test split", ge=1)
+    scenes_seed: int = key(0, "labels", "seed of the rendered scenes", ge=0)
+    labels: str = key("", "training", 'CSV of image-level labels; "" = runs/<run>/labels/<split>.csv')
 
     # Images (METHOD.md, 6)
-    image_size: Size = Field((256, 512), description="base size an image is resized to before anything else")
-    resize_ratio: Range = Field((1.0, 1.0), description="range of the random factor on the base size")
-    crop: Size = Field((128, 256), description="random crop of the resized image: the global view")
-    flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
-    photometric: bool = Field(False, description="random brightness, contrast, saturation and hue")
+    image_size: Size = key((1024, 2048), "masks inference", "base size an image is resized to before anything else")
+    resize_ratio: Range = key((0.5, 2.0), "training", "range of the random factor on the base size")
+    crop: Size = key((512, 1024), "training", "random crop of the resized image: the global view")
+    flip: float = key(0.5, "training", "probability of a horizontal flip", ge=0, le=1)
+    photometric: bool = key(True, "training", "random brightness, contrast, saturation and hue")
 
     # CLIP masker
-    clip: str = Field("small", description='an OpenAI name, "small", a file, or "open_clip:<architecture>/<tag>"')
-    clip_folder: str = Field("", description='folder of CLIP weights; "" = ~/.cache/clip')
-    masker: Masker = Field("value_path", description="what is done in CLIP's last block; value_path is the paper's")
-    gate: Literal["labels", "official", "none"] = Field("labels", description="how image-level labels gate classes")
-    clip_pixels: Literal["clean", "official"] = Field("clean", description="official = distorted, ImageNet mean/std")
-    official_clip: bool = Field(False, description="GELU and LayerNorm eps 1e-6, as the official code has it")
-    synonyms: bool = Field(False, description="all words of a class, not only the paper's")
-    mask_window: MaybeSize = Field(None, description="window CLIP is slid with; null = the whole image")
-    mask_stride: MaybeSize = Field(None, description="stride of that window; null = half the window")
-    mask_scales: Scales = Field((1.0,), description="scales the similarities are averaged over")
-    mask_flip: bool = Field(False, description="average similarities with those of the flipped image")
+    clip: str = key("ViT-B/16", "masks", 'an OpenAI name, "small", a file, or "open_clip:<architecture>/<tag>"')
+    clip_folder: str = key("", "training", 'folder of CLIP weights; "" = ~/.cache/clip')
+    masker: Masker = key("value_path", "masks", "what is done in CLIP's last block; value_path is the paper's")
+    gate: Literal["labels", "official", "none"] = key("labels", "masks", "how image-level labels gate classes")
+    clip_pixels: Literal["clean", "official"] = key("clean", "masks", "official = distorted, ImageNet mean/std")
+    official_clip: bool = key(False, "masks", "GELU and LayerNorm eps 1e-6, as the official code has it")
+    synonyms: bool = key(False, "masks", "all words of a class, not only the paper's")
+    mask_window: MaybeSize = key(None, "masks", "window CLIP is slid with; null = the whole image")
+    mask_stride: MaybeSize = key(None, "masks", "stride of that window; null = half the window")
+    mask_scales: Scales = key((1.0,), "masks", "scales the similarities are averaged over")
+    mask_flip: bool = key(False, "masks", "average similarities with those of the flipped image")
 
     # Pseudo-masks of the global view: dual path = by CLIP in every step, single path = read from disk
-    path: Literal["dual", "single"] = Field("single", description="global pseudo-masks online or from disk")
-    pseudo_masks: str = Field("", description='folder of pseudo-masks; "" = runs/<run>/pseudo_masks/<split>')
-    crf: bool = Field(False, description="dense CRF on the pseudo-masks on disk (single path)")
+    path: Literal["dual", "single"] = key("dual", "training", "global pseudo-masks online or from disk")
+    pseudo_masks: str = key("", "training", 'folder of pseudo-masks; "" = runs/<run>/pseudo_masks/<split>')
+    crf: bool = key(False, "training", "dense CRF on the pseudo-masks on disk (single path)")
 
     # Global-local views
-    local_view: bool = Field(True, description="supervise with CLIP's mask of a zoomed patch as well")
-    patch: Size = Field((64, 64), description="size of the patch cut from the crop: the local view")
-    patch_rate: float = Field(1.0, ge=0, description="patch scale m = rate * U(0, 1) + offset")
-    patch_offset: float = Field(1.0, gt=0, description="patch scale m = rate * U(0, 1) + offset")
-    official_views: bool = Field(False, description="one box for the whole batch, the last position never drawn")
+    local_view: bool = key(True, "training", "supervise with CLIP's mask of a zoomed patch as well")
+    patch: Size = key((512, 256), "training", "size of the patch cut from the crop: the local view")
+    patch_rate: float = key(1.0, "training", "patch scale m = rate * U(0, 1) + offset", ge=0)
+    patch_offset: float = key(1.0, "training", "patch scale m = rate * U(0, 1) + offset", gt=0)
+    official_views: bool = key(False, "training", "one box for the whole batch, the last position never drawn")
 
     # Network
-    backbone: Backbone = Field("small", description="backbone, output stride 8")
-    backbone_weights: str = Field("small", description='"torchvision", "random", "small", or a file')
-    freeze_backbone: bool = Field(True, description="train only the ASPP head")
-    cache_features: bool = Field(True, description="compute a frozen backbone's features once per image and flip")
-    input_scale: Literal[1, 2, 4, 8] = Field(2, description="enlargement of the network's images (1 = the paper)")
-    aspp_dilations: Integers = Field((1, 3, 6, 12), description="dilations of the ASPP head's parallel convolutions")
-    supervision: Literal["clip", "masks"] = Field("clip", description="masks = the true-mask ceiling")
+    backbone: Backbone = key("resnet50_v1c", "training", "backbone, output stride 8")
+    backbone_weights: str = key(
+        "weights/resnet50_v1c-2cccc1ad.pth", "training", '"torchvision", "random", "small", or a file'
+    )
+    freeze_backbone: bool = key(False, "training", "train only the ASPP head")
+    cache_features: bool = key(False, "training", "compute a frozen backbone's features once per image and flip")
+    input_scale: Literal[1, 2, 4, 8] = key(1, "training", "enlargement of the network's images (1 = the paper)")
+    aspp_dilations: Integers = key((6, 12, 18, 24), "training", "dilations of the ASPP head's parallel convolutions")
+    supervision: Literal["clip", "masks"] = key("clip", "training", "masks = the true-mask ceiling")
 
     # Consistency-aware region balancing
-    balancing: bool = Field(True, description="balance consistent and noisy region after the warm-up (CARB)")
-    warmup: int = Field(130, ge=0, description="iterations before balancing begins")
-    carb_coeff: float = Field(1.0, ge=0, description="coefficient of the noisy region's weight")
-    adaptive: bool = Field(True, description="weight = coeff * mean_5(CE_R) / mean_5(CE_N); false: weight = coeff")
-    region_weight: Literal["paper", "class"] = Field("paper", description="class = one weight per class (ours)")
-    carb_floor: float = Field(0.0, ge=0, description="lower bound of the adaptive weight (ours; 0 = the paper)")
-    official_loss: bool = Field(False, description="the official code's reductions and queues, for comparison")
+    balancing: bool = key(True, "training", "balance consistent and noisy region after the warm-up (CARB)")
+    warmup: int = key(16000, "training", "iterations before balancing begins", ge=0)
+    carb_coeff: float = key(1.0, "training", "coefficient of the noisy region's weight", ge=0)
+    adaptive: bool = key(True, "training", "weight = coeff * mean_5(CE_R) / mean_5(CE_N); false: weight = coeff")
+    region_weight: Literal["paper", "class"] = key("paper", "training", "class = one weight per class (ours)")
+    carb_floor: float = key(0.0, "training", "lower bound of the adaptive weight (ours; 0 = the paper)", ge=0)
+    official_loss: bool = key(False, "training", "the official code's reductions and queues, for comparison")
 
     # Training
-    iterations: int = Field(260, ge=1, description="optimiser steps")
-    batch_size: int = Field(8, ge=1, description="images per device and step")
-    lr: float = Field(0.3, gt=0, description="learning rate at the start (SGD)")
-    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
-    weight_decay: float = Field(5e-4, ge=0, description="weight decay")
-    lr_min: float = Field(1e-4, ge=0, description="learning rate at the end of the polynomial decay")
-    poly_power: float = Field(0.9, gt=0, description="power of the polynomial decay")
-    sync_bn: bool = Field(False, description="batch statistics over all devices")
-    log_every: int = Field(10, ge=1, description="iterations between lines of log.csv")
-    val_every: int = Field(65, ge=0, description="iterations between validations; 0 = never")
-    val_images: int = Field(20, ge=0, description="val images a validation looks at; 0 = all")
-    checkpoint_every: int = Field(65, ge=1, description="iterations between checkpoints")
-    monitor_images: int = Field(4, ge=0, description="val images whose region maps are kept")
-    tensorboard: bool = Field(False, description="TensorBoard events beside log.csv; needs the package tensorboard")
-    variants: Variants = Field(("plain", "paper", "ours"), description="trainings to compare")
-    ceiling: bool = Field(True, description="also train on true masks: what the network could reach")
+    iterations: int = key(30000, "training", "optimiser steps", ge=1)
+    batch_size: int = key(8, "training", "images per device and step", ge=1)
+    lr: float = key(0.005, "training", "learning rate at the start (SGD)", gt=0)
+    momentum: float = key(0.9, "training", "momentum of SGD", ge=0, lt=1)
+    weight_decay: float = key(5e-4, "training", "weight decay", ge=0)
+    lr_min: float = key(1e-4, "training", "learning rate at the end of the polynomial decay", ge=0)
+    poly_power: float = key(0.9, "training", "power of the polynomial decay", gt=0)
+    sync_bn: bool = key(False, "training", "batch statistics over all devices")
+    log_every: int = key(10, "nothing", "iterations between lines of log.csv", ge=1)
+    val_every: int = key(2000, "results", "iterations between validations; 0 = never", ge=0)
+    val_images: int = key(100, "results", "val images a validation looks at; 0 = all", ge=0)
+    checkpoint_every: int = key(500, "nothing", "iterations between checkpoints", ge=1)
+    monitor_images: int = key(4, "results", "val images whose region maps are kept", ge=0)
+    tensorboard: bool = key(False, "nothing", "TensorBoard events beside log.csv; needs the package tensorboard")
+    variants: Variants = key(("plain", "paper"), "results", "trainings to compare")
+    ceiling: bool = key(True, "results", "also train on true masks: what the network could reach")
 
     # Inference and evaluation
-    infer_window: MaybeSize = Field(None, description="window of sliding inference; null = the whole image")
-    infer_stride: MaybeSize = Field(None, description="stride of that window; null = half the window")
-    infer_scales: Scales = Field((1.0,), description="scales the probabilities are averaged over")
-    infer_flip: bool = Field(False, description="average with the flipped image")
-    bootstrap: int = Field(1000, ge=0, description="bootstrap resamples of images for intervals; 0 = none")
+    infer_window: MaybeSize = key(None, "inference", "window of sliding inference; null = the whole image")
+    infer_stride: MaybeSize = key(None, "inference", "stride of that window; null = half the window")
+    infer_scales: Scales = key((1.0,), "inference", "scales the probabilities are averaged over")
+    infer_flip: bool = key(False, "inference", "average with the flipped image")
+    bootstrap: int = key(1000, "results", "bootstrap resamples of images for intervals; 0 = none", ge=0)
 
     # Ablations (carb ablate): every combination is trained and measured
-    ablation_variants: AblationVariants = Field(TRAINED, description="trainings")
-    ablation_paths: AblationPaths = Field(("single", "single_crf", "dual"), description="global pseudo-masks")
-    ablation_maskers: Maskers = Field(("value_path",), description="what is done in CLIP's last block")
-    ablation_seeds: Seeds = Field((0, 1, 2), description="seeds of training")
+    ablation_variants: AblationVariants = key(TRAINED, "ablations", "trainings")
+    ablation_paths: AblationPaths = key(("single", "single_crf", "dual"), "ablations", "global pseudo-masks")
+    ablation_maskers: Maskers = key(("value_path",), "ablations", "what is done in CLIP's last block")
+    ablation_seeds: Seeds = key((0, 1, 2), "ablations", "seeds of training")
 
     # Machine
-    seed: int = Field(0, ge=0, le=MAX_SEED, description="seed of training: weights of the head, order, crops, patches")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = cuda where there is one")
-    devices: int = Field(1, ge=1, description="devices per node")
-    num_nodes: int = Field(1, ge=1, description="machines")
-    precision: Literal["32-true", "bf16-mixed"] = Field("32-true", description="floating-point precision of training")
-    workers: int = Field(0, ge=0, description="processes that load data; results do not depend on it")
-    compile: bool = Field(False, description="torch.compile the network")
-    interactive: bool = Field(False, description="live widgets in notebooks; leave off for papermill")
+    seed: int = key(0, "training", "seed of training: weights of the head, order, crops, patches", ge=0, le=MAX_SEED)
+    device: Literal["auto", "cpu", "cuda"] = key("auto", "nothing", "auto = cuda where there is one")
+    devices: int = key(1, "training", "devices per node", ge=1)
+    num_nodes: int = key(1, "training", "machines", ge=1)
+    precision: Literal["32-true", "bf16-mixed"] = key(
+        "32-true", "training inference", "floating-point precision of training"
+    )
+    workers: int = key(0, "nothing", "processes that load data; results do not depend on it", ge=0)
+    compile: bool = key(False, "training", "torch.compile the network")
+    interactive: bool = key(False, "nothing", "live widgets in notebooks; leave off for papermill")
 
     @field_validator("run")
     @classmethod
@@ -269,9 +293,19 @@ class Params(BaseModel):
         overrides = [word for key, text in texts.items() for word in ("-p", key, text)]
         return shlex.join(["carb", *name.split(), self._origin.file, *overrides, *more])
 
-    def training_dump(self) -> dict[str, Any]:
-        """Return the keys that trained weights depend on, as plain types: a run resumes only if they are the same."""
-        return {key: value for key, value in self.model_dump(mode="json").items() if key not in NOT_TRAINING}
+    @classmethod
+    def keys_that_affect(cls, what: str) -> list[str]:
+        """Return the keys that one of `AFFECTED` depends on, in their order here."""
+        effects = {name: set(field.json_schema_extra["affects"]) for name, field in cls.model_fields.items()}
+        return [name for name, own in effects.items() if own & AFFECTED[what]]
+
+    def that_affect(self, what: str) -> dict[str, Any]:
+        """Return the parameters that one of `AFFECTED` depends on, as plain types that JSON keeps, in their order here.
+
+        An artefact that records them can be told from one made with others: `params.that_affect("masks")`.
+        """
+        values = self.model_dump(mode="json")
+        return {name: values[name] for name in self.keys_that_affect(what)}
 
     def to_yaml(self) -> str:
         """Return all keys as YAML that `load_params` reads back to an equal object."""
@@ -329,13 +363,14 @@ def resolve(path: str | os.PathLike[str]) -> Path:
 
 
 def load_params(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> Params:
-    """Read a YAML file of parameters; defaults < file < overrides.
+    """Read a YAML file of parameters; defaults < the file named by its `base` < file < overrides.
 
-    A relative path is looked for in the working directory, then in the project root. Raises CarbError, in one line,
-    for a missing or malformed file, unknown keys (with the nearest right one), wrong values and keys that disagree.
+    A relative path is looked for in the working directory, then in the project root; a `base` in the file's folder.
+    Raises CarbError, in one line, for a missing or malformed file, a base that leads back to its file, unknown keys
+    (with the nearest right one), wrong values and keys that disagree.
     """
     overrides = dict(overrides or {})
-    params = _validated({**_read_yaml(path), **overrides}, str(path), overrides)
+    params = _validated({**_read_file(path), **overrides}, str(path), overrides)
     params._origin = _Origin(os.fspath(path), overrides)
     return params
 
@@ -353,12 +388,29 @@ def notebook_params(namespace: Mapping[str, Any]) -> Params:
         and name not in ("In", "Out", "exit", "quit", "get_ipython", "params_file")
         and (value is None or type(value) in (str, int, float, bool, list, dict))
     }
+    if "base" in literals:
+        raise CarbError("base: papermill's -f cannot follow it; give the file as -p params_file <file>")
     try:
         return load_params(namespace.get("params_file", "params/demo.yaml"), literals)
     except CarbError as error:
         foreign = set(literals) - set(Params.model_fields)
         hint = " (made by a later cell? restart the kernel)" if foreign and is_live() else ""
         raise CarbError(f"{error}{hint}") from None
+
+
+def _read_file(path: str | os.PathLike[str], readers: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Return what a file sets; with a `base`, all of that file's parameters under it. `readers` have it as a base."""
+    values = _read_yaml(path)
+    if "base" not in values:
+        return values
+    name, file = values.pop("base"), _params_file(path)
+    base = file.parent / str(name)
+    if not isinstance(name, str) or not base.is_file():
+        raise CarbError(f"{path}: its base {name!r} is no file of {file.parent}; mend the line, or leave it out")
+    readers = (*readers, file.resolve())
+    if base.resolve() in readers:
+        raise CarbError(f"{path}: its base {name} leads back to {readers[0].name}; leave out one of the lines 'base:'")
+    return {**_validated(_read_file(base, readers), str(base)).model_dump(), **values}
 
 
 def _read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -395,7 +447,7 @@ def _problem(error: Mapping[str, Any]) -> str:
         return error["msg"].removeprefix("Value error, ")
     key = str(error["loc"][0])
     if error["type"] == "extra_forbidden":
-        hint = nearest(key, Params.model_fields) or "the keys are those of params/demo.yaml"
+        hint = nearest(key, Params.model_fields) or "`carb params` lists them all"
         return f"'{key}' is no parameter; {hint}"
     place = key + "".join(f"[{part}]" for part in error["loc"][1:] if isinstance(part, int))
     message, given = error["msg"].removeprefix("Value error, "), repr(error["input"])

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small import small_params
 from torch import nn
 
 from carblib.base.errors import CarbError
@@ -38,7 +39,7 @@ class Directed(Pointwise):
 
 
 def params(**changed) -> Params:
-    return Params(image_size=(37, 53), crop=(37, 53), patch=(8, 8), cache_features=False, **changed)
+    return small_params(image_size=(37, 53), crop=(37, 53), patch=(8, 8), cache_features=False, **changed)
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40))

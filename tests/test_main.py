@@ -15,6 +15,7 @@ import click
 import pytest
 from commands import carb
 from commands import group as root
+from small import small_params
 
 from carblib.base.errors import CarbError, Interrupted
 from carblib.base.files import write_text
@@ -130,7 +131,7 @@ def test_parameters_are_listed_with_type_default_and_meaning(
     ],
 )
 def test_a_mistake_is_one_line(home: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    write_text(home / "p.yaml", Params(**TINY).to_yaml())
+    write_text(home / "p.yaml", small_params(**TINY).to_yaml())
     assert ends(*words) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and said in error
@@ -180,7 +181,7 @@ def test_an_option_that_may_be_repeated_takes_several_words() -> None:
 def test_any_command_may_come_first(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # Masks first, then everything else: nobody is told to render scenes, and no number of them is refused.
     file = home / "tiny.yaml"
-    write_text(file, Params(run="r", **TINY).to_yaml())
+    write_text(file, small_params(run="r", **TINY).to_yaml())
     assert carb("masks", file, "--split", "val") == 0
     assert len(list((home / "runs/r/pseudo_masks/val").glob("*.png"))) == 2
     assert len(list((home / "data/tiny/train").glob("*.png"))) == 3
@@ -195,7 +196,7 @@ def test_any_command_may_come_first(home: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_scenes_rendered_as_the_error_says_are_not_refused_later(home: Path) -> None:
-    params = Params(run="r", **TINY)
+    params = small_params(run="r", **TINY)
     with pytest.raises(CarbError, match="render them: carb scenes ") as error:
         open_split(params, "val")
     words = shlex.split(str(error.value).split("render them: carb ")[1])
@@ -206,7 +207,7 @@ def test_scenes_rendered_as_the_error_says_are_not_refused_later(home: Path) -> 
 
 def test_a_training_makes_only_the_masks_it_reads(home: Path) -> None:
     file, masks = home / "tiny.yaml", home / "runs/r/pseudo_masks"
-    write_text(file, Params(run="r", **TINY).to_yaml())
+    write_text(file, small_params(run="r", **TINY).to_yaml())
     assert carb("train", file, "--variant", "ceiling") == 0 and not masks.exists(), "true masks are no pseudo-masks"
     assert carb("train", file, "-p", "path", "dual") == 0 and not masks.exists()
     with pytest.raises(CarbError, match=r"mine/000001.png: no such pseudo-mask.*; `pseudo_masks` names this folder"):
@@ -218,7 +219,7 @@ def test_a_training_makes_only_the_masks_it_reads(home: Path) -> None:
 
 
 def test_parameters_know_the_command_that_has_them(home: Path) -> None:
-    write_text(home / "a b.yaml", "run: x\n")
+    write_text(home / "a b.yaml", "run: x\npatch: [64, 64]\npath: single\n")
     overrides = {"crop": "[64, 128]", "labels": "my labels.csv"}
     params = load_params(home / "a b.yaml", overrides).updated(crf=True, mask_window=(3, 4), seed=0)
     words = shlex.split(params.command("masks", "--split", "val"))
@@ -243,7 +244,7 @@ def test_where_parameters_come_from_makes_no_difference_to_them(home: Path) -> N
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_fabric_starts_the_command_again_for_a_second_device(home: Path) -> None:
-    write_text(home / "tiny.yaml", Params(run="r", **TINY | {"batch_size": 1}).to_yaml())
+    write_text(home / "tiny.yaml", small_params(run="r", **TINY | {"batch_size": 1}).to_yaml())
     command = [sys.executable, "-m", "carblib", "train", "tiny.yaml", "-p", "devices", "2"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
     done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=240)

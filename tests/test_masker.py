@@ -10,13 +10,13 @@ from conftest import tiny_clip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_clip import normalised, plain_features
+from small import small_params
 
 from carblib import masker as masker_module
 from carblib.base.errors import CarbError
 from carblib.clip_attention import STRATEGIES, neighbourhood, position_embeddings
 from carblib.clip_models import ClipModel, clip, load_clip
 from carblib.masker import IMAGENET_MEAN, IMAGENET_STD, Masker, build_masker, pseudo_mask
-from carblib.params import Params
 from carblib.prompts import TextEmbeddings
 
 
@@ -341,7 +341,7 @@ def test_mistakes_stop(random_clip, random_resnet_clip):
 
 def test_build_masker_follows_the_parameters(tmp_path, monkeypatch, random_clip_file):
     monkeypatch.setenv("CARB_HOME", str(tmp_path))
-    params = Params().updated(
+    params = small_params(
         clip=str(random_clip_file),
         masker="sclip",
         gate="none",

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from places import SHARED
+from small import small_params
 from torch import nn
 
 from carblib.base.errors import CarbError
@@ -25,7 +26,6 @@ from carblib.network import (
     normalise,
     resnet_backbone,
 )
-from carblib.params import Params
 
 RANDOM = {
     "backbone_weights": "random",
@@ -46,7 +46,7 @@ def pixels(*shape: int) -> torch.Tensor:
 
 def network(name: str = "mobilenet_v2", **changes) -> SegmentationNetwork:
     torch.manual_seed(0)
-    return build_network(Params().updated(backbone=name, **(RANDOM | changes)), text())
+    return build_network(small_params(backbone=name, **(RANDOM | changes)), text())
 
 
 def randomise(module: nn.Module) -> nn.Module:
@@ -78,7 +78,7 @@ def test_forward_and_backward_of_every_backbone_at_an_odd_size(name):
 def test_a_saved_network_gives_the_same_logits(name, tmp_path: Path):
     net, images = network(name), pixels(1, 3, 37, 51)
     torch.save(randomise(net).state_dict(), tmp_path / "network.pt")
-    other = build_network(Params().updated(backbone=name, **RANDOM), torch.zeros(5, 6))
+    other = build_network(small_params(backbone=name, **RANDOM), torch.zeros(5, 6))
     other.load_state_dict(torch.load(tmp_path / "network.pt", weights_only=True))
     assert torch.equal(other.eval()(images), net(images))
 
@@ -275,13 +275,13 @@ def test_a_failed_download_says_what_to_do(monkeypatch):
 
 def test_an_unknown_backbone_names_the_nearest():
     with pytest.raises(CarbError, match="did you mean 'resnet50_v1c'"):
-        build_network(Params().model_copy(update={"backbone": "resnet50_v1"}), text())
+        build_network(small_params().model_copy(update={"backbone": "resnet50_v1"}), text())
 
 
 def test_the_embedded_backbone_loads():
     if not SMALL_BACKBONE.is_file():
         pytest.skip("the embedded backbone has not been trained yet: carb pretrain backbone")
-    net = build_network(Params().updated(backbone="small", backbone_weights="small", input_scale=1), text()).eval()
+    net = build_network(small_params(backbone="small", backbone_weights="small", input_scale=1), text()).eval()
     assert net(pixels(1, 3, 40, 48)).isfinite().all()
 
 

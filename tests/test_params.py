@@ -1,13 +1,15 @@
-"""Parameters: defaults are the demo's, every file in params/ is valid, and every mistake names key and remedy."""
+"""Parameters: defaults are the paper's, every file in params/ is valid, and every mistake names key and remedy."""
 
+import json
 from pathlib import Path
 
 import pytest
 from places import REPOSITORY
 from pydantic import ValidationError
+from small import small_params
 
 from carblib.base.errors import CarbError
-from carblib.params import Params, load_params, notebook_params, project_root, resolve
+from carblib.params import AFFECTED, Params, load_params, notebook_params, project_root, resolve
 from carblib.variants import TRAINED
 
 FOLDER = REPOSITORY / "params"
@@ -26,12 +28,95 @@ def write(folder, text):
     return path
 
 
-def test_demo_yaml_is_the_defaults_and_explains_every_key():
-    assert load_params(FOLDER / "demo.yaml") == Params()
-    lines = (FOLDER / "demo.yaml").read_text().splitlines()
-    for key, field in Params.model_fields.items():
-        (line,) = [line for line in lines if line.startswith(f"{key}:")]
-        assert line.endswith(f"# {field.description}"), key
+def test_the_defaults_are_the_papers_on_one_device():
+    recipe, machine = load_params(FOLDER / "cityscapes.yaml"), {"devices", "batch_size", "sync_bn", "workers", "device"}
+    changed = {key for key, value in Params() if value != getattr(recipe, key)}
+    assert changed == machine | {"test_split"}
+    assert Params().devices * Params().batch_size == recipe.devices * recipe.batch_size == 8
+
+
+def test_the_demo_is_small():
+    demo = load_params(FOLDER / "demo.yaml")
+    assert (demo.dataset, demo.clip, demo.path, demo.backbone) == ("scenes", "small", "single", "small")
+    assert (demo.image_size, demo.crop, demo.patch, demo.input_scale) == ((256, 512), (128, 256), (64, 64), 2)
+    assert (demo.iterations, demo.warmup, demo.batch_size, demo.lr) == (260, 130, 8, 0.3)
+    assert (demo.scenes_train, demo.scenes_test, demo.aspp_dilations) == (200, 120, (1, 3, 6, 12))
+    assert demo.freeze_backbone and demo.cache_features and not demo.photometric and not demo.sync_bn
+    assert demo.variants == ("plain", "paper", "ours") and demo.resize_ratio == (1.0, 1.0)
+
+
+def test_recipes_on_the_demo():
+    demo, full = load_params(FOLDER / "demo.yaml"), load_params(FOLDER / "scenes_full.yaml")
+    assert (full.path, full.iterations, full.scenes_train, full.scenes_seed) == ("dual", 8000, 2000, 1)
+    small = load_params(FOLDER / "camvid_small.yaml")
+    assert (small.dataset, small.backbone, small.image_size) == ("camvid", "mobilenet_v2", (360, 480))
+    for key in ("clip", "classes", "aspp_dilations", "weight_decay", "crf"):
+        assert getattr(full, key) == getattr(small, key) == getattr(demo, key)
+
+
+def test_a_base_lies_under_its_file(tmp_path):
+    (tmp_path / "deeper").mkdir()
+    (tmp_path / "deeper" / "a.yaml").write_text("run: a\nlr: 0.02\nmomentum: 0.5\n")
+    (tmp_path / "b.yaml").write_text("base: deeper/a.yaml\nrun: b\nlr: 0.03\n")
+    p = load_params(write(tmp_path, "base: b.yaml\nrun: c\n"), {"flip": 0.1})
+    assert (p.run, p.lr, p.momentum, p.flip, p.warmup) == ("c", 0.03, 0.5, 0.1, Params().warmup)
+    assert load_params(write(tmp_path, p.to_yaml())) == p  # all keys, and no base
+
+
+@pytest.mark.parametrize(
+    ("base", "words"),
+    [
+        ("x.yaml", "x.yaml: its base x.yaml leads back to x.yaml"),
+        ("circle.yaml", "circle.yaml: its base x.yaml leads back to x.yaml"),
+        ("nothere.yaml", "x.yaml: its base 'nothere.yaml' is no file of "),
+        ("[a.yaml]", "x.yaml: its base ['a.yaml'] is no file of "),
+        ("wrong.yaml", "wrong.yaml: 'lrr' is no parameter; did you mean 'lr'?"),
+    ],
+)
+def test_mistakes_of_a_base_are_named(tmp_path, base, words):
+    (tmp_path / "circle.yaml").write_text("base: x.yaml\n")
+    (tmp_path / "wrong.yaml").write_text("lrr: 3\n")
+    path = write(tmp_path, f"base: {base}\nlr: 0.01\n")
+    assert words in message(lambda: load_params(path))
+
+
+def test_a_base_is_a_line_of_a_file_and_no_parameter():
+    assert "'base' is no parameter" in message(lambda: load_params(FOLDER / "demo.yaml", {"base": "demo.yaml"}))
+    assert "-p params_file" in message(lambda: notebook_params({"base": "demo.yaml"}))
+
+
+# What stood in lists of its own before each key said what it affects.
+BEFORE = {
+    "labels": "dataset root classes scenes_seed",
+    "masks": "dataset root classes image_size clip masker gate clip_pixels official_clip synonyms mask_window "
+    "mask_stride mask_scales mask_flip",
+    "inference": "dataset root image_size infer_window infer_stride infer_scales infer_flip precision",
+    "nothing": "log_every checkpoint_every tensorboard device workers interactive",
+}
+NOT_TRAINING = (
+    "run val_split test_split scenes_val scenes_test variants ceiling tensorboard log_every val_every val_images "
+    "checkpoint_every monitor_images infer_window infer_stride infer_scales infer_flip bootstrap device workers "
+    "interactive ablation_variants ablation_paths ablation_maskers ablation_seeds"
+)
+
+
+def test_every_key_says_what_it_affects():
+    keys = [*Params.model_fields]
+    for name, field in Params.model_fields.items():
+        assert field.description and field.json_schema_extra["affects"], name
+        assert set(field.json_schema_extra["affects"]) <= AFFECTED.keys(), name
+    for what, names in BEFORE.items():
+        assert Params.keys_that_affect(what) == names.split(), what
+    assert Params.keys_that_affect("training") == [key for key in keys if key not in NOT_TRAINING.split()]
+    compared = [key for key in keys if key not in BEFORE["nothing"].split()]
+    assert Params.keys_that_affect("ablations") == compared
+    assert Params.keys_that_affect("results") == [key for key in compared if not key.startswith("ablation_")]
+
+
+def test_what_affects_an_artefact_can_be_written_beside_it():
+    settings = Params(mask_window=(64, 64)).that_affect("masks")
+    assert settings["mask_window"] == [64, 64] and "lr" not in settings
+    assert json.loads(json.dumps(settings)) == settings and list(settings) == BEFORE["masks"].split()
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda p: p.stem)
@@ -68,7 +153,7 @@ def test_official_recipes(name, iterations, warmup, crop, classes):
 
 
 def test_text_from_papermill_is_converted(tmp_path):
-    path = write(tmp_path, "lr: 1e-3\n")  # YAML 1.1 reads this as text
+    path = write(tmp_path, f"base: {FOLDER}/demo.yaml\nlr: 1e-3\n")  # YAML 1.1 reads 1e-3 as text
     given = {"flip": "1e-1", "mask_flip": "true", "crop": "[256, 512]", "mask_window": "null", "iterations": "900"}
     p = load_params(path, given)
     assert (p.lr, p.flip, p.mask_flip, p.crop, p.mask_window, p.iterations) == (1e-3, 0.1, True, (256, 512), None, 900)
@@ -83,11 +168,14 @@ def test_precedence(tmp_path):
     assert load_params(path).momentum == Params().momentum
 
 
+CACHED = "cache_features: true\nfreeze_backbone: true\nphotometric: false\nresize_ratio: [1.0, 1.0]\n"
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("lrr: 1", ["x.yaml: 'lrr' is no parameter; did you mean 'lr'?"]),
-        ("zzzzz: 1", ["'zzzzz' is no parameter", "demo.yaml"]),
+        ("zzzzz: 1", ["'zzzzz' is no parameter", "carb params"]),
         ("lr: fast", ["'lr' cannot be 'fast'", "number"]),
         ("lr: [1", ["YAML"]),
         ("lr: .nan", ["'lr'", "finite"]),
@@ -108,12 +196,12 @@ def test_precedence(tmp_path):
         ("1: 2", ["key: value"]),
         ("warmup: 1000\niterations: 10", ["warmup 1000 exceeds iterations 10"]),
         ("patch: [600, 10]", ["patch [600, 10] exceeds crop"]),
-        ("freeze_backbone: false", ["cache_features needs freeze_backbone"]),
-        ("photometric: true", ["cache_features needs photometric: false"]),
-        ("resize_ratio: [0.5, 2.0]", ["cache_features needs resize_ratio"]),
-        ("resize_ratio: [2.0, 1.0]\ncache_features: false", ["swap"]),
-        ("crop: [250, 500]", ["cache_features needs crop"]),
-        ("crop: [512, 512]", ["cache_features needs crop"]),
+        ("cache_features: true", ["cache_features needs freeze_backbone"]),
+        ("cache_features: true\nfreeze_backbone: true", ["cache_features needs photometric: false"]),
+        ("cache_features: true\nfreeze_backbone: true", ["cache_features needs resize_ratio"]),
+        ("resize_ratio: [2.0, 1.0]", ["swap"]),
+        (f"{CACHED}crop: [250, 500]\npatch: [64, 64]", ["cache_features needs crop"]),
+        (f"{CACHED}crop: [2048, 512]", ["cache_features needs crop"]),
         ("mask_stride: [8, 8]", ["mask_stride needs mask_window"]),
         ("infer_window: [64, 64]\ninfer_stride: [65, 64]", ["infer_stride exceeds infer_window"]),
         ("path: dual\ncrf: true", ["crf", "path: single"]),
@@ -124,7 +212,7 @@ def test_precedence(tmp_path):
         ("mask_window: [1, 2, 3]", ["write [H, W]"]),
         ("resize_ratio: 2", ["write [low, high], as in [0.5, 2.0]"]),
         ("variants: paper", ["'variants' cannot be 'paper': write a list: [paper]"]),
-        ("variants: null", ["write a list: [plain, paper, ours]"]),
+        ("variants: null", ["write a list: [plain, paper]"]),
         ("ablation_seeds: 3", ["write a list: [3]"]),
         ("seed: 99999999999999999999999", ["'seed'", "less than or equal to 4294967295"]),
         ("ablation_seeds: [0, 4294967296]", ["'ablation_seeds[1]'", "4294967295"]),
@@ -167,8 +255,8 @@ def test_a_mistake_on_the_command_line_is_blamed_on_it():
 
 
 def test_crops_of_cached_features_may_be_smaller_on_the_grid():
-    assert Params().updated(crop=[128, 256], patch=[64, 32]).crop == (128, 256)
-    assert Params().updated(image_size=[90, 70], crop=[90, 70], patch=[9, 9]).crop == (90, 70)
+    assert small_params(crop=[128, 256], patch=[64, 32]).crop == (128, 256)
+    assert small_params(image_size=[90, 70], crop=[90, 70], patch=[9, 9]).crop == (90, 70)
 
 
 @pytest.mark.parametrize("watched", [True, False])
@@ -186,7 +274,7 @@ def test_notebook_takes_what_papermill_injects():
     p = notebook_params({**cell, **ipython, **objects})
     assert (p.lr, p.crop) == (0.01, (256, 256))
     assert "'lrr' is no parameter; did you mean 'lr'?" in message(lambda: notebook_params({**cell, "lrr": 3}))
-    assert notebook_params({}) == Params()
+    assert notebook_params({}) == small_params()
 
 
 def test_variants_and_copies():
@@ -219,10 +307,12 @@ def test_yaml_round_trip(tmp_path):
 
 
 def test_a_run_resumes_only_with_what_weights_depend_on():
-    p = Params()
-    assert p.training_dump() == p.updated(bootstrap=7, workers=2, test_split="x").training_dump()
-    for key, value in {"lr": 0.1, "seed": 1, "patch": [32, 32], "root": "b", "scenes_train": 3}.items():
-        assert p.training_dump() != p.updated(**{key: value}).training_dump()
+    def learnt_from(**changes):
+        return Params(**changes).that_affect("training")
+
+    assert learnt_from() == learnt_from(bootstrap=7, workers=2, test_split="x")
+    for key, value in {"lr": 0.1, "seed": 1, "patch": (32, 32), "root": "b", "scenes_train": 3}.items():
+        assert learnt_from() != learnt_from(**{key: value})
 
 
 def test_folders(tmp_path, monkeypatch):
@@ -233,10 +323,10 @@ def test_folders(tmp_path, monkeypatch):
     (tmp_path / "notebooks").mkdir()
     monkeypatch.chdir(tmp_path / "notebooks")
     assert project_root() == tmp_path
-    assert Params().run_dir == tmp_path / "runs" / "demo"
-    assert Params().figures_dir == tmp_path / "figures" / "demo"
+    assert Params().run_dir == tmp_path / "runs" / "cityscapes"
+    assert Params().figures_dir == tmp_path / "figures" / "cityscapes"
     monkeypatch.setenv("CARB_HOME", str(tmp_path / "x"))
-    assert Params().data_root == tmp_path / "x" / "data" / "scenes"
+    assert Params().data_root == tmp_path / "x" / "data" / "cityscapes"
     assert resolve("/a/b") == Path("/a/b")
     monkeypatch.setenv("SOME_DATA", "/far/away")
     assert Params(root="$SOME_DATA/camvid").data_root == Path("/far/away/camvid")

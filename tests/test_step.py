@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from plain_clip import normalised, plain_features
+from small import small_params
 
 from carblib import step
 from carblib.data.batches import train_loader
@@ -30,7 +31,7 @@ OFFICIAL = {
 def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, random_clip_file: Path) -> Params:
     monkeypatch.setenv("CARB_HOME", str(tmp_path))
     write_scenes(tmp_path / "data/scenes", "train", 3, 0, SIZE)
-    return Params(
+    return small_params(
         image_size=SIZE, crop=CROP, patch=PATCH, patch_rate=1.0, patch_offset=0.7, clip=str(random_clip_file),
         backbone_weights="random", freeze_backbone=False, cache_features=False, input_scale=1, aspp_dilations=(1, 2),
         lr=0.02, iterations=8, warmup=2, batch_size=1, val_every=0, device="cpu", **OFFICIAL,

@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small import small_params
 
-from carblib.params import Params
 from carblib.transforms import (
     TrainTransform,
     crop_and_pad,
@@ -32,7 +32,7 @@ def generator(seed=0):
 
 def params(**keys):
     base = {"cache_features": False, "image_size": [40, 60], "crop": [24, 32], "patch": [8, 8]}
-    return Params().updated(**{**base, **keys})
+    return small_params(**{**base, **keys})
 
 
 def picture(height, width, seed=0):

@@ -8,9 +8,10 @@ import hashlib
 import io
 import json
 import os
-import re
+import pickle
 import struct
 import uuid
+import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -174,18 +175,12 @@ def load_torch(path: PathLike) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen types here, all of them about the file
-        raise CarbError(f"{path}: {_why_not_loaded(str(error))}") from error
-
-
-def _why_not_loaded(reason: str) -> str:
-    # torch explains at length, and advises to switch its protection off.
-    if "TorchScript" in reason:
-        return "a TorchScript archive, not a file of weights; give a state dict"
-    if "Unsupported" in reason or "unsupported global" in reason.lower():
-        named = re.search(r"GLOBAL ([\w.]+)", reason)
-        what = f"Python objects ({named[1]})" if named else "Python objects"
-        return f"refused, it holds {what} and not only tensors; use a file saved as a plain state dict"
-    return "truncated or no torch file; download or copy it again"
+        # torch explains at length, and advises to switch its protection off.
+        if isinstance(error, pickle.UnpicklingError) or zipfile.is_zipfile(path):
+            why = "refused, it holds Python objects or code and not only tensors; give a plain state dict"
+        else:
+            why = "truncated or no torch file; download or copy it again"
+        raise CarbError(f"{path}: {why}") from error
 
 
 def read_image(path: PathLike) -> np.ndarray:

@@ -23,7 +23,6 @@ from carblib.data.readers import IMAGE_SUFFIXES, Split
 from carblib.params import Params, resolve
 
 # What derived labels depend on; kept beside them, so that labels of other masks are not taken for these.
-_SOURCE_KEYS = ("dataset", "root", "classes", "scenes_seed")
 
 
 def labels_of(mask: np.ndarray, classes: int, min_pixels: int = 1) -> np.ndarray:
@@ -125,7 +124,7 @@ def ensure_labels(params: Params, split: Split) -> Path:
         if not path.is_file():
             raise CarbError(f"{path}: no such file, but `labels` names it; write it, or set labels: '' to derive it")
         return path
-    source = {key: params.model_dump(mode="json")[key] for key in _SOURCE_KEYS}
+    source = params.that_affect("labels")
     note = path.with_suffix(".json")
     if path.is_file():
         if note.is_file() and read_json(note) != source:

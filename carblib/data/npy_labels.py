@@ -1,15 +1,14 @@
 """A safe reader for image-level labels in NumPy's pickled .npy form, as the official code ships them.
 
-NumPy reads such files with the full pickle machine, which runs whatever the file says. Here a pickle may name only the
-five functions NumPy itself writes into it, and each of them is replaced by a harmless stand-in of plain Python.
+A pickle may call whatever it names. This one may name only what NumPy itself writes into such a file, and gets a
+stand-in for it that makes arrays of plain numbers or of Python objects and nothing else.
 """
 
 from __future__ import annotations
 
-import collections
 import math
 import pickle
-import tokenize
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,11 +17,6 @@ import numpy as np
 from carblib.base.errors import CarbError
 
 _LARGEST = 2**28  # bytes; labels of a million images with 25 classes are a tenth of that
-# What a damaged or made-up file can lead to, in NumPy's header reader, the unpickler or the conversion to arrays.
-_DAMAGED = (
-    *(ValueError, TypeError, EOFError, KeyError, IndexError, AttributeError, pickle.UnpicklingError),
-    *(OSError, MemoryError, OverflowError, RecursionError, SyntaxError, tokenize.TokenError),
-)
 
 
 def read_npy_labels(path: str | Path) -> np.ndarray | dict[str, np.ndarray]:
@@ -39,8 +33,8 @@ def read_npy_labels(path: str | Path) -> np.ndarray | dict[str, np.ndarray]:
         with open(path, "rb") as file:
             content = _read(file)
         if isinstance(content, dict) and content:
-            return {str(name): np.asarray(row) for name, row in content.items()}
-    except _DAMAGED as error:
+            return {str(name): _row(row) for name, row in content.items()}
+    except Exception as error:  # the header, the unpickler and the arrays raise a dozen types, all about the file
         reason = str(error) or type(error).__name__
         raise CarbError(f"{path}: not a safe .npy file of labels ({reason}); get the original or write CSV") from error
     if isinstance(content, np.ndarray) and content.dtype != object:
@@ -52,49 +46,43 @@ def _read(file: BinaryIO) -> Any:
     version = np.lib.format.read_magic(file)
     header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     shape, _, dtype = header[version](file)
-    if not dtype.hasobject:
-        if math.prod(shape) * dtype.itemsize > _LARGEST:
-            raise ValueError(f"its header announces an array of {shape}")
-        file.seek(0)
-        return np.load(file, allow_pickle=False)
-    content = _plain(_Unpickler(file).load())
-    return content[0] if shape == () and isinstance(content, list) and len(content) == 1 else content
+    if dtype.hasobject:
+        content = _Unpickler(file).load()
+        return content.item() if isinstance(content, np.ndarray) and content.size == 1 else content
+    if math.prod(shape) * dtype.itemsize > _LARGEST:
+        raise ValueError(f"its header announces an array of {shape}")
+    file.seek(0)
+    return np.load(file, allow_pickle=False)
 
 
-class _Dtype:
-    """Stand-in for numpy.dtype: keeps the code, and admits only plain numbers."""
-
-    def __init__(self, code: str, *_: Any):
-        self.is_object = code in ("O", "O8")
-        self.dtype = None if self.is_object else np.dtype(str(code))
-        if self.dtype is not None and self.dtype.kind not in "biuf":
-            raise pickle.UnpicklingError(f"values of type {code}")
-
-    def __setstate__(self, state: tuple) -> None:
-        if self.dtype is not None and state[1] in ("<", ">"):
-            self.dtype = self.dtype.newbyteorder(state[1])
+def _row(value: Any) -> np.ndarray:
+    row = np.asarray(value)
+    return np.asarray(row.tolist()) if row.dtype == object else row  # numbers kept as Python objects
 
 
-class _Array:
-    """Stand-in for numpy.ndarray: takes the state NumPy pickles and keeps a list, or an array read from the bytes."""
-
-    content: Any = None
+class _Array(np.ndarray):
+    """An array that checks the state it is given: NumPy trusts the length of a list of objects."""
 
     def __setstate__(self, state: tuple) -> None:
-        _, shape, dtype, fortran, data = state
-        if dtype.is_object:
-            self.content = list(data)
-            return
-        order = "F" if fortran else "C"
-        self.content = np.frombuffer(data, dtype.dtype).reshape(shape, order=order).copy()
+        _, shape, dtype, _, data = state
+        if dtype.hasobject and (min(shape, default=0) < 0 or len(data) != math.prod(shape)):
+            raise pickle.UnpicklingError(f"an array of shape {shape} with {len(data)} values")
+        super().__setstate__(state)
 
 
 def _reconstruct(*_: Any) -> _Array:
-    return _Array()
+    return np.empty(0).view(_Array)  # whatever size the file asks for, it comes with the state
 
 
-def _scalar(dtype: _Dtype, data: bytes) -> np.ndarray:
-    return np.frombuffer(data, dtype.dtype)[0]
+def _dtype(code: str, *_: Any) -> np.dtype:
+    dtype = np.dtype(str(code))  # one of NumPy's own, which no state can change
+    if dtype.kind not in "biufO":
+        raise pickle.UnpicklingError(f"values of type {code}")
+    return dtype
+
+
+def _scalar(dtype: np.dtype, data: bytes) -> np.generic:
+    return np.frombuffer(data, dtype)[0]
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
@@ -105,31 +93,21 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
 
 
 _ALLOWED = {
-    ("multiarray", "_reconstruct"): _reconstruct,
-    ("multiarray", "scalar"): _scalar,
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _Dtype,
-    ("_codecs", "encode"): _encode,
-    ("collections", "OrderedDict"): collections.OrderedDict,
+    "numpy._core.multiarray._reconstruct": _reconstruct,
+    "numpy._core.multiarray.scalar": _scalar,
+    "numpy.ndarray": None,  # only ever an argument
+    "numpy.dtype": _dtype,
+    "_codecs.encode": _encode,
+    "collections.OrderedDict": OrderedDict,
 }
 
 
 class _Unpickler(pickle.Unpickler):
-    """An unpickler that knows the stand-ins and nothing else."""
+    """The restricted unpickler of Python's manual."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return a stand-in; raise UnpicklingError for every other name."""
-        short = "multiarray" if module in ("numpy.core.multiarray", "numpy._core.multiarray") else module
-        if (short, name) not in _ALLOWED:
+        """Return the stand-in of an allowed name; raise UnpicklingError for every other."""
+        full = f"{module}.{name}".replace("numpy.core.", "numpy._core.")
+        if full not in _ALLOWED:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which is no array")
-        return _ALLOWED[short, name]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, _Array):
-        return _plain(value.content)
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
+        return _ALLOWED[full]

@@ -27,8 +27,6 @@ from carblib.results.saved import Missing, load_results
 from carblib.results.words import clip_name, data_name
 from carblib.scenes.folders import ensure_scenes
 
-# Keys that change where, how fast or how lively a notebook works, but not what it finds.
-_NOT_RESULTS = frozenset("interactive workers device log_every checkpoint_every tensorboard".split())
 _ABLATIONS = "05_ablations"  # the only notebook that the keys ablation_… concern
 _SHOWN_DPI = 110  # in the notebook; the saved files have more
 _LARGE_PNG = 80_000  # bytes; photographs beyond it are shown as JPEG, which keeps a notebook small enough for the web
@@ -104,7 +102,7 @@ def finish(params: Params, notebook: str, results: Mapping[str, Any]) -> None:
         "run": params.run,
         "version": __version__,
         "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "parameters": _comparable(params),
+        "parameters": params.that_affect("ablations"),
         "results": dict(results),
     }
     files.write_json(done_path(params, notebook), marker)
@@ -122,12 +120,7 @@ def changed_keys(done: Mapping[str, Any], params: Params) -> list[str]:
 
     Sorted by name.
     """
-    before, now = done["parameters"], _comparable(params)
-    keys = (before.keys() | now.keys()) - _NOT_RESULTS
-    if done.get("notebook") != _ABLATIONS:
-        keys = {key for key in keys if not key.startswith("ablation_")}
-    return sorted(key for key in keys if before.get(key) != now.get(key))
-
-
-def _comparable(params: Params) -> dict[str, Any]:
-    return params.model_dump(mode="json", exclude=_NOT_RESULTS)
+    what = "ablations" if done.get("notebook") == _ABLATIONS else "results"
+    before, now = done["parameters"], params.that_affect(what)
+    unknown = before.keys() - Params.model_fields.keys()  # keys that this version no longer has
+    return sorted(unknown | {key for key, value in now.items() if before.get(key) != value})

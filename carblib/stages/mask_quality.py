@@ -36,7 +36,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "value_path": {},
     "value_path, no labels": {"gate": "none"},
     "value_path, local views": {LOCAL: True},
-    "value_path, windows": {"mask_window": "CLIP's resolution"},
+    "value_path, windows": {"mask_window": "CLIP's resolution", "mask_stride": None},
     "value_path, scales and flip": {"mask_scales": (1.0, 1.25), "mask_flip": True},
     "value_path, synonyms": {"synonyms": True},
     "no_residual": {"masker": "no_residual"},
@@ -46,15 +46,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "clearclip": {"masker": "clearclip"},
     "naclip": {"masker": "naclip"},
 }
-PLAIN = {
-    "masker": "value_path",
-    "gate": "labels",
-    "synonyms": False,
-    "mask_window": None,
-    "mask_stride": None,
-    "mask_scales": (1.0,),
-    "mask_flip": False,
-}
+# The paper's way: the defaults of whatever any way changes.
+PLAIN = {key: Params.model_fields[key].default for way in WAYS.values() for key in way if key != LOCAL}
 
 
 def maskers_path(params: Params) -> Path:

@@ -25,8 +25,6 @@ from carblib.params import Params
 from carblib.training.state import load_trained
 
 OPACITY = 0.5
-# Everything a prediction depends on besides image and network.
-INFER_KEYS = ("image_size", "infer_window", "infer_stride", "infer_scales", "infer_flip", "precision")
 
 
 def prediction_folder(params: Params, variant: str, split: str) -> Path:
@@ -63,9 +61,8 @@ def predict_split(
     `settings` (plain Python types) tell this network from others: a folder begun with other settings, or for the
     images of another `root`, is refused.
     """
-    settings = settings | {key: getattr(params, key) for key in INFER_KEYS}
-    # The root as it was given, not resolved: a project that moved goes on with its predictions.
-    claim(folder, settings | {"dataset": params.dataset, "root": params.root, "split": split.name})
+    # With the root as it was given, not resolved: a project that moved goes on with its predictions.
+    claim(folder, settings | params.that_affect("inference") | {"split": split.name})
     for i in tqdm(missing(folder, split.names), desc=f"predict {split.name}", unit="image", **bar_options()):
         image, name = split.image(i), split.names[i]
         mask = predict_mask(network, image, params)

@@ -31,10 +31,6 @@ from carblib.transforms import load_sized, note_stretching
 from carblib.views import LocalView, local_pseudo_mask
 
 BATCH = 4  # images, and tiles of local views, that CLIP sees at once
-# Everything a pseudo-mask depends on besides image, labels and CLIP's weights.
-MASK_KEYS = (
-    "image_size masker gate clip_pixels official_clip synonyms mask_window mask_stride mask_scales mask_flip".split()
-)
 
 
 def export_masks(params: Params, split_name: str, processes: int = 1, local: bool = False) -> Path:
@@ -78,11 +74,9 @@ def ensure_masks(params: Params, variants: Sequence[str] = ()) -> None:
 
 def mask_settings(params: Params, split: Split, masker: Masker, local: bool) -> dict[str, Any]:
     """Return what the pseudo-masks of a split depend on, in plain Python types."""
-    settings = {key: getattr(params, key) for key in MASK_KEYS}
-    settings |= {"dataset": params.dataset, "root": params.root}
-    settings |= {"clip": params.clip, "clip_weights": masker.clip.fingerprint, "split": split.name}
+    settings = params.that_affect("masks") | {"clip_weights": masker.clip.fingerprint, "split": split.name}
     names, words = split.class_set.names, split.class_set.words
-    settings |= {"classes": {name: list(own) for name, own in zip(names, words, strict=True)}}
+    settings["classes"] = {name: list(own) for name, own in zip(names, words, strict=True)}
     if params.gate != "none":
         settings["labels"] = files.sha256(ensure_labels(params, split))
     if local:

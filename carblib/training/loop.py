@@ -190,7 +190,7 @@ def save_checkpoint(training: Training, folder: Path) -> None:
     if not training.fabric.is_global_zero:
         return
     state = {
-        "params": dependencies(training.params),
+        **dependencies(training.params),
         "iteration": training.iteration,
         "network": plain_state(training.network),
         "optimizer": training.optimizer.state_dict(),
@@ -198,7 +198,7 @@ def save_checkpoint(training: Training, folder: Path) -> None:
         "generator": torch.get_rng_state(),
         "cuda_generators": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
-    files.write_json(folder / "params.json", {"params": dependencies(training.params)})
+    files.write_json(folder / "params.json", dependencies(training.params))
     files.save_torch(folder / "checkpoint.pt", state)
 
 
@@ -232,5 +232,5 @@ def finish(training: Training, folder: Path) -> None:
     )
     files.write_json(
         folder / "done.json",
-        {"params": dependencies(params), "iteration": training.iteration, "version": __version__},
+        dependencies(params) | {"iteration": training.iteration, "version": __version__},
     )

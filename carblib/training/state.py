@@ -18,11 +18,11 @@ from carblib.data.mask_folders import pseudo_mask_folder
 from carblib.network import SegmentationNetwork, build_network, load_weights
 from carblib.params import Params
 
-CHECKPOINT = frozenset("params iteration network optimizer loss generator cuda_generators".split())
+CHECKPOINT = frozenset("params files iteration network optimizer loss generator cuda_generators".split())
 
 
 def dependencies(params: Params) -> dict[str, Any]:
-    """Return what trained weights depend on, as plain types: parameters, and checksums of the files that teach.
+    """Return what trained weights depend on, as plain types: `params`, and checksums of the `files` that teach.
 
     These are the labels' CSV and, on the single path, the settings of the folder of pseudo-masks; a file that is not
     there (results copied to another machine) is left out.
@@ -32,15 +32,17 @@ def dependencies(params: Params) -> dict[str, Any]:
         taught["image-level labels"] = labels_path(params, params.train_split)
     if params.path == "single" and params.supervision == "clip":
         taught["pseudo-masks"] = pseudo_mask_folder(params, params.train_split) / "settings.json"
-    return params.training_dump() | {f"the {key}": files.sha256(file) for key, file in taught.items() if file.is_file()}
+    sums = {what: files.sha256(file) for what, file in taught.items() if file.is_file()}
+    return {"params": params.that_affect("training"), "files": sums}
 
 
 def check_same(before: dict[str, Any], params: Params, folder: Path) -> None:
-    """Raise CarbError naming what differs between what a folder's run depends on and these parameters."""
-    now = dependencies(params)
-    files_known = {key for key in now.keys() ^ before.keys() if key.startswith("the ")}  # known on one side only
-    keys = (now.keys() | before.keys()) - files_known
-    changed = sorted(key for key in keys if now.get(key) != before.get(key))
+    """Raise CarbError naming what differs between `dependencies` that a folder holds and those of these parameters."""
+    now, sums = dependencies(params), before.get("files", {})
+    old, new = before["params"], now["params"]
+    changed = sorted(key for key in new.keys() | old.keys() if new.get(key) != old.get(key))
+    # A file that only one side knows does not count: results may be copied without it.
+    changed += [f"the {what}" for what, digest in now["files"].items() if sums.get(what, digest) != digest]
     if changed:
         raise CarbError(
             f"{folder}: holds a run with other values of {', '.join(changed)}; "
@@ -52,7 +54,7 @@ def is_done(folder: Path, params: Params) -> bool:
     """Tell whether the folder holds a finished run of these parameters; CarbError if it holds one of others."""
     for name in ("done.json", "params.json"):
         if (folder / name).exists():
-            check_same(files.read_json(folder / name)["params"], params, folder)
+            check_same(files.read_json(folder / name), params, folder)
             return name == "done.json" and (folder / "final.pt").exists()
     return False
 
@@ -62,7 +64,7 @@ def read_checkpoint(path: Path, params: Params) -> dict[str, Any]:
     state = files.load_torch(path)
     if not isinstance(state, dict) or not state.keys() >= CHECKPOINT:
         raise CarbError(f"{path}: is no checkpoint of a training; delete it to start anew")
-    check_same(state["params"], params, path.parent)
+    check_same(state, params, path.parent)
     return state
 
 
@@ -78,7 +80,7 @@ def load_trained(path: Path) -> tuple[SegmentationNetwork, Params]:
     if not isinstance(weights, dict) or getattr(weights.get("text"), "ndim", 0) != 2 or not isinstance(values, dict):
         raise CarbError(f"{path}: damaged, it lacks parameters or text embeddings; train again or take another copy")
     try:
-        params = Params().updated(**{key: value for key, value in values.items() if not key.startswith("the ")})
+        params = Params().updated(**values)
     except (CarbError, TypeError) as error:
         raise CarbError(f"{path}: {error}") from error
     network = build_network(params.updated(backbone_weights="random"), weights["text"])

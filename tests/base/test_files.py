@@ -149,8 +149,9 @@ def test_torch_files_are_tensors_only(tmp_path, monkeypatch):
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     fails(lambda: files.load_torch(path), path, "truncated")
-    torch.save({"w": Malicious()}, path)
-    fails(lambda: files.load_torch(path), path, "refused")
+    for zipped in (True, False):  # torch's form of today, and that of before 1.6
+        torch.save({"w": Malicious()}, path, _use_new_zipfile_serialization=zipped)
+        fails(lambda: files.load_torch(path), path, "refused")
     path.write_bytes(pickle.dumps(Malicious()))
     fails(lambda: files.load_torch(path), path)
     path.write_text("hello")
@@ -162,7 +163,7 @@ def test_torch_files_are_tensors_only(tmp_path, monkeypatch):
 def test_torch_s_long_explanations_are_cut(tmp_path):
     path = tmp_path / "a.pt"
     torch.save({"w": Malicious()}, path)
-    said = fails(lambda: files.load_torch(path), path, "Python objects (", "system)", "plain state dict")
+    said = fails(lambda: files.load_torch(path), path, "refused", "Python objects", "plain state dict")
     assert len(said) - len(str(path)) < 130 and "weights_only" not in said
     path.write_bytes(b"")
     fails(lambda: files.load_torch(path), path, "empty, 0 bytes", "copy it again")

@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small import small_params
 
 from carblib.base.errors import CarbError
 from carblib.classes import CAMVID
 from carblib.data.batches import sample_plan, train_loader
 from carblib.data.mask_folders import pseudo_mask_folder, write_mask
-from carblib.params import Params
 
 SIZE = (16, 24)
 
@@ -51,7 +51,7 @@ class Unmasked(FakeSplit):
 
 def params(**keys):
     small = {"image_size": SIZE, "crop": SIZE, "patch": [8, 8], "batch_size": 3, "path": "dual", "device": "cpu"}
-    return Params().updated(**{**small, "iterations": 8, "warmup": 0, **keys})
+    return small_params(**{**small, "iterations": 8, "warmup": 0, **keys})
 
 
 def labels(split):

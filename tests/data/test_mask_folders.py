@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import trees
 from PIL import Image
+from small import small_params
 
 from carblib.base.errors import CarbError
 from carblib.classes import CAMVID
 from carblib.data.mask_folders import claim, deal, in_processes, missing, pseudo_mask_folder, read_mask, write_mask
-from carblib.params import Params
 
 MASK = np.array([[0, 10, 255], [3, 3, 9]], np.uint8)
 
@@ -50,7 +50,7 @@ def test_a_folder_holds_masks_of_one_making(tmp_path):
 
 def test_pseudo_masks_lie_where_figures_and_training_look(tmp_path, monkeypatch):
     monkeypatch.setenv("CARB_HOME", str(tmp_path))
-    run = Params(run="r")
+    run = small_params(run="r")
     assert pseudo_mask_folder(run, "train") == tmp_path / "runs/r/pseudo_masks/train"
     assert pseudo_mask_folder(run, "val", local=True) == tmp_path / "runs/r/pseudo_masks_local/val"
     assert pseudo_mask_folder(run.updated(crf=True), "train") == tmp_path / "runs/r/pseudo_masks_crf/train"

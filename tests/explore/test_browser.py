@@ -29,6 +29,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
 from places import REPOSITORY
 
+DEMO = str(REPOSITORY / "params" / "demo.yaml")
 TINY = {"run": "tiny", "root": "data/tiny", "image_size": [64, 128], "crop": [64, 128], "patch": [32, 32]}
 PATIENCE = 120_000  # ms; a quiet machine needs a tenth of it
 SETTINGS = {
@@ -175,7 +176,7 @@ def test_explorer_in_jupyterlab(tmp_path: Path) -> None:
     shutil.copy(REPOSITORY / "notebooks" / "00_explore.ipynb", tmp_path)
     files.write_text(
         tmp_path / "params" / "demo.yaml",
-        yaml.safe_dump({**TINY, "scenes_train": 1, "scenes_val": 3, "scenes_test": 1}),
+        yaml.safe_dump({"base": DEMO, **TINY, "scenes_train": 1, "scenes_val": 3, "scenes_test": 1}),
     )
     write_scenes(tmp_path / "data" / "tiny", "val", 3)
     started = time.monotonic()

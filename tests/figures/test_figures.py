@@ -17,6 +17,7 @@ from commands import carb
 from fake_run import NAMES, check_readable, evaluation, make_run
 from PIL import Image
 from places import REPOSITORY
+from small import small_params
 
 import carblib
 from carblib.base.errors import CarbError
@@ -25,7 +26,6 @@ from carblib.classes import CAMVID
 from carblib.figures import captions, grids, style
 from carblib.figures import draw as figures
 from carblib.figures.table import FIGURES, TABLE, RunFigure
-from carblib.params import Params
 from carblib.results import words
 from carblib.results.saved import Missing, RunResults, load_results
 from carblib.variants import variant_label
@@ -158,7 +158,7 @@ def test_results_of_other_classes_or_splits_are_not_mixed(run: Path, tmp_path: P
     with pytest.raises(Missing, match="notebook 04"):
         FIGURES["gain_over_pseudo_masks"].make(results)
     with pytest.raises(CarbError, match="other classes"):
-        load_results(other, Params(run="tiny", dataset="cityscapes", classes="cityscapes"))
+        load_results(other, small_params(run="tiny", dataset="cityscapes", classes="cityscapes"))
 
 
 def test_no_figure_needs_a_model() -> None:
@@ -177,7 +177,7 @@ def test_no_figure_needs_a_model() -> None:
 def saved(tmp_path: Path, dataset: str) -> tuple[matplotlib.figure.Figure, list[Path]]:
     figure = style.new_figure(words.COLUMN, 1.5)
     figure.subplots().plot([0, 1], [1, 0])
-    params = Params(dataset=dataset, clip="ViT-B/16")
+    params = small_params(dataset=dataset, clip="ViT-B/16")
     record = captions.figure_record(params, "A line.", "A falling line.", "test", 7, "train/paper at iteration 9")
     return figure, captions.save_figure(figure, tmp_path / "figure", record)
 
@@ -207,10 +207,13 @@ def test_rendered_scenes_say_so_in_the_picture(tmp_path: Path) -> None:
     figure, paths = saved(tmp_path, "scenes")
     assert [text.get_text() for text in figure.texts] == ["rendered scenes, test"]
     height = figure.get_figheight()
-    captions.save_figure(figure, tmp_path / "figure", captions.figure_record(Params(), "A.", "B.", "test"))
+    captions.save_figure(figure, tmp_path / "figure", captions.figure_record(small_params(), "A.", "B.", "test"))
     assert len(figure.texts) == 1 and figure.get_figheight() == height, "saving twice must not grow the figure"
     check_readable(figure)
-    assert "exact mask" in words.truth_name(Params()) and words.truth_name(Params(dataset="camvid")) == "ground truth"
+    assert (
+        "exact mask" in words.truth_name(small_params())
+        and words.truth_name(small_params(dataset="camvid")) == "ground truth"
+    )
 
 
 def test_notebooks_show_a_figure_without_pyplot_and_in_style() -> None:

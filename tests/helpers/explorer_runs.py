@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from small import small_params
 
 from carblib.base import files
 from carblib.explore.explorer import Explorer, ExplorerState
@@ -24,7 +25,7 @@ SIZE = (64, 128)
 
 def tiny_params(**changes: object) -> Params:
     tiny = {"run": "tiny", "root": "data/tiny", "image_size": SIZE, "crop": SIZE, "patch": (32, 24), "scenes_val": 3}
-    return Params(**{**tiny, "backbone_weights": "random", "aspp_dilations": (1, 2)}).updated(**changes)
+    return small_params(**{**tiny, "backbone_weights": "random", "aspp_dilations": (1, 2)}).updated(**changes)
 
 
 def save_network(path: Path, params: Params, seed: int) -> None:

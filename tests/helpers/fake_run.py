@@ -13,12 +13,12 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
+from small import small_params
 
 from carblib import __version__
 from carblib.base import files
 from carblib.classes import CAMVID
 from carblib.figures.style import paper_style
-from carblib.params import Params
 
 SIZE = (32, 64)
 NAMES = [f"{i:06d}" for i in range(1, 6)]
@@ -38,7 +38,7 @@ def make_run(root: Path, **changes: Any) -> Path:
     """Write a project folder under `root` with rendered-scene data and runs/tiny; return the run's folder."""
     rng = np.random.default_rng(0)
     settings = {"iterations": 100, "warmup": 60, "variants": ["plain", "paper", "ours"], **changes}
-    params = Params(run="tiny", dataset="scenes", root=str(root / "data"), **settings)
+    params = small_params(run="tiny", dataset="scenes", root=str(root / "data"), **settings)
     run = root / "runs" / "tiny"
     files.write_text(run / "params.yaml", params.to_yaml())
     truths = write_data(root / "data", rng)

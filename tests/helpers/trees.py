@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from small import small_params
 
 from carblib.params import Params
 
@@ -19,7 +20,7 @@ Truth = dict[str, dict[str, np.ndarray]]
 
 
 def params(root: Path, dataset: str, classes: str | list = "camvid", **others) -> Params:
-    return Params(dataset=dataset, root=str(root), classes=classes, **others)
+    return small_params(dataset=dataset, root=str(root), classes=classes, **others)
 
 
 def save(path: Path, array: np.ndarray) -> Path:

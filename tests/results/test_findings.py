@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from small import small_params
 
 from carblib.classes import CAMVID
-from carblib.params import Params
 from carblib.results import findings
 from carblib.results.saved import RunResults
 from carblib.variants import variant_label
@@ -62,7 +62,7 @@ def run(evaluations: dict | None = None, inside: float = 0.8, weight: float = 0.
     logs = {variant: log for variant in reliability}
     return RunResults(
         folder=Path("runs/x"),
-        params=Params(classes="camvid"),
+        params=small_params(),
         evaluations=evaluations or {},
         validation={"ceiling": evaluation("ceiling", [0.6] * 11) | {"split": "val"}},
         analysis=None,

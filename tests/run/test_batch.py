@@ -15,16 +15,19 @@ import pytest
 from commands import carb
 from fake_run import evaluation, make_run
 from places import REPOSITORY
+from small import small_params
 
 from carblib.base import files
 from carblib.base.errors import CarbError
 from carblib.figures import draw, table
 from carblib.figures.captions import Drawn, figure_record
 from carblib.figures.style import new_figure
-from carblib.params import Params, load_params
+from carblib.params import load_params
 from carblib.results.saved import RunResults
 from carblib.run import batch, notebook
 from carblib.run.headless import NotebookFailed
+
+DEMO = REPOSITORY / "params" / "demo.yaml"
 
 
 class Project:
@@ -34,7 +37,7 @@ class Project:
         self.root, self.ran, self.made = root, [], []
         self.sabotage: dict[tuple[str, str], Callable[[], None]] = {}
         for name in ("a", "b"):
-            files.write_text(root / "params" / f"{name}.yaml", f"run: {name}\nseed: 3\n")
+            files.write_text(root / "params" / f"{name}.yaml", f"base: {DEMO}\nrun: {name}\nseed: 3\n")
         monkeypatch.setenv("CARB_HOME", str(root))
         monkeypatch.setattr(batch, "execute", self.execute)
         monkeypatch.setattr(batch, "render_html", lambda path: path)
@@ -199,10 +202,11 @@ def test_a_batch_draws_each_figure_and_writes_each_table_once(
     rows = [counted(row) for row in table.TABLE]
     monkeypatch.setattr(batch, "execute", execute)
     monkeypatch.setattr(notebook, "display", lambda *outputs: None)
+    monkeypatch.setattr(notebook, "ensure_scenes", lambda params: None)  # the scenes of the fake run are not rendered
     monkeypatch.setattr(notebook, "FIGURES", {row.name: row for row in rows})
     monkeypatch.setattr(draw, "TABLE", rows)
     monkeypatch.setattr(draw, "write_tables", lambda results, folder: written.update([folder.name]))
-    assert batch.main(["params/tiny.yaml"]) == 0
+    assert carb("batch", "params/tiny.yaml") == 0
     assert drawn == Counter(set(table.FIGURES) - {"ablations"}) and written == {"tiny": 1}
     assert f"figures: {len(table.FIGURES) - 1} in " in capsys.readouterr().out
     page = (tmp_path / "runs" / "tiny" / "report.html").read_text("utf-8")
@@ -229,7 +233,7 @@ def test_overview_lists_every_run_and_variant(project: Project) -> None:
 
 
 def test_done_marker_holds_what_was_run(project: Project) -> None:
-    params = Params(run="a", seed=5)
+    params = small_params(run="a", seed=5)
     assert notebook.read_done(params, "01_x") is None
     notebook.finish(params, "01_x", {"miou": 0.5})
     done = notebook.read_done(params, "01_x")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from places import REPOSITORY
+from small import small_params
 
 from carblib import __version__
 from carblib.base import files
@@ -31,18 +32,18 @@ ELSEWHERE = {"device": "cpu", "workers": 2, "interactive": True, "log_every": 1,
 
 @pytest.mark.parametrize("name", ["01_dataset_analysis", "05_ablations"])
 def test_what_changes_no_result_runs_nothing_again(name: str) -> None:
-    notebook.finish(Params(), name, {})
-    done = notebook.read_done(Params(), name)
-    assert notebook.changed_keys(done, Params(tensorboard=True, **ELSEWHERE)) == []
-    assert notebook.changed_keys(done, Params(lr=0.2, precision="bf16-mixed", **ELSEWHERE)) == ["lr", "precision"]
-    ablated = notebook.changed_keys(done, Params(ablation_seeds=(7,)))
+    notebook.finish(small_params(), name, {})
+    done = notebook.read_done(small_params(), name)
+    assert notebook.changed_keys(done, small_params(tensorboard=True, **ELSEWHERE)) == []
+    assert notebook.changed_keys(done, small_params(lr=0.2, precision="bf16-mixed", **ELSEWHERE)) == ["lr", "precision"]
+    ablated = notebook.changed_keys(done, small_params(ablation_seeds=(7,)))
     assert ablated == (["ablation_seeds"] if name == "05_ablations" else [])
 
 
 def test_markers_of_earlier_versions_still_count() -> None:
     # They hold every parameter, also those that are no longer compared.
-    done = {"notebook": "01_x", "parameters": Params(**ELSEWHERE).model_dump(mode="json")}
-    assert notebook.changed_keys(done, Params()) == []
+    done = {"notebook": "01_x", "parameters": small_params(**ELSEWHERE).model_dump(mode="json")}
+    assert notebook.changed_keys(done, small_params()) == []
 
 
 def test_start_says_in_one_line_what_cannot_be_read(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +67,9 @@ def test_start_says_what_captions_need_not_repeat(home: Path, capsys: pytest.Cap
 
 
 def write_params(home: Path) -> str:
-    files.write_text(home / "tiny.yaml", "run: tiny\nseed: 3\n")
+    files.write_text(
+        home / "tiny.yaml", small_params(run="tiny", seed=3, scenes_train=1, scenes_val=1, scenes_test=1).to_yaml()
+    )
     return str(home / "tiny.yaml")
 
 

@@ -57,7 +57,7 @@ def test_notebook_is_a_story_not_a_library(path: Path) -> None:
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     root = tmp_path_factory.mktemp("project")
     (root / "notebooks").symlink_to(REPOSITORY / "notebooks")
-    files.write_text(root / "params" / "tiny.yaml", yaml.safe_dump(TINY))
+    files.write_text(root / "params" / "tiny.yaml", yaml.safe_dump({"base": "demo.yaml", **TINY}))
     shutil.copy(REPOSITORY / "params" / "demo.yaml", root / "params")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CARB_HOME", str(root))
@@ -106,8 +106,8 @@ def test_plain_papermill_works_and_refuses_a_misspelt_key(project: Path) -> None
     result = subprocess.run([*papermill, *wrong], cwd=project, capture_output=True, text=True)
     assert result.returncode != 0 and "did you mean 'iterations'?" in result.stderr
 
-    # -f with a file of carblib's own form, and -p over it.
-    shutil.copy(project / "params" / "tiny.yaml", project / "own.yaml")
+    # -f with a file of carblib's own form (but for a base), and -p over it.
+    files.write_text(project / "own.yaml", yaml.safe_dump(TINY))
     right = [notebook, "right.ipynb", "-f", "own.yaml", "-p", "run", "by_hand", "-p", "scenes_train", "3"]
     result = subprocess.run(
         [*papermill, *right, "-p", "root", "data/by_hand"], cwd=project, capture_output=True, text=True

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from small import small_params
 
 from carblib.classes import CAMVID
 from carblib.clip_models import SMALL_CLIP, clip, load_clip
 from carblib.masker import build_masker
 from carblib.metrics import confusion, iou, mean_of
 from carblib.network import SMALL_BACKBONE, load_backbone_weights, small_backbone
-from carblib.params import Params
 from carblib.scenes import pretrain_backbone, pretrain_clip
 from carblib.scenes.folders import USES, render_scene, scene_seed
 
@@ -153,7 +153,7 @@ def test_embedded_clip_knows_the_classes_and_its_masks_beat_chance(
     images = torch.stack([torch.from_numpy(scene.image).permute(2, 0, 1) for scene in scenes])
     labels = torch.tensor([[bool((scene.mask == c).any()) for c in range(len(CAMVID))] for scene in scenes])
     with torch.inference_mode():
-        masks = build_masker(Params(clip="small"))(images, labels, images.shape[2:]).numpy()
+        masks = build_masker(small_params(clip="small"))(images, labels, images.shape[2:]).numpy()
     rng, scores = np.random.default_rng(0), []
     chance = np.stack([rng.choice(np.flatnonzero(present), size=masks.shape[1:]) for present in labels])
     for predicted in (masks, chance.astype(np.uint8)):

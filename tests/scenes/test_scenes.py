@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from small import small_params
 
 from carblib.base.errors import CarbError
 from carblib.classes import CAMVID
-from carblib.params import Params
 from carblib.scenes import paint as scene_paint
 from carblib.scenes.folders import USES, Scene, ensure_scenes, render_scene, scene_seed, write_scenes
 from carblib.scenes.layout import draw_camera, draw_light
@@ -215,7 +215,7 @@ def test_foreign_pictures_are_never_mixed_in(tmp_path):
 
 
 def test_a_run_gets_its_three_splits_and_other_datasets_none(tmp_path):
-    params = Params(
+    params = small_params(
         root=str(tmp_path / "s"), val_split="clip", scenes_train=2, scenes_val=1, scenes_test=1, scenes_seed=5
     )
     ensure_scenes(params.updated(dataset="camvid"))
@@ -226,7 +226,7 @@ def test_a_run_gets_its_three_splits_and_other_datasets_none(tmp_path):
     )
     assert names == ["clip/000001.png", "test/000001.png", "train/000001.png", "train/000002.png"]
     write_scenes(tmp_path / "small", "train", 1, size=SMALL)
-    ensure_scenes(Params(root=str(tmp_path / "small"), scenes_train=2, scenes_val=1, scenes_test=1))
+    ensure_scenes(small_params(root=str(tmp_path / "small"), scenes_train=2, scenes_val=1, scenes_test=1))
     assert read(tmp_path / "small/train/000002.png").shape[:2] == SMALL
     assert (read(tmp_path / "s/train/000002.png") == render_scene(scene_seed("train", 1, 5)).image).all()
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from places import REPOSITORY
+from small import small_params
 
 from carblib.base import files
 from carblib.base.errors import CarbError
@@ -44,7 +45,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def params(scenes: Path, random_clip_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
     monkeypatch.setenv("CARB_HOME", str(tmp_path))
-    return Params(root=str(scenes), clip=str(random_clip_file), **TINY)
+    return small_params(root=str(scenes), clip=str(random_clip_file), **TINY)
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_grid_holds_every_combination_and_one_ceiling() -> None:
-    params = Params(
+    params = small_params(
         ablation_variants=("plain", "paper", "ceiling"),
         ablation_paths=("dual", "single", "single_crf"),
         ablation_maskers=("value_path", "naclip"),
@@ -166,7 +167,7 @@ def test_notebook_runs_the_grid_and_draws_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, random_clip_file: Path
 ) -> None:
     monkeypatch.setenv("CARB_HOME", str(tmp_path))
-    settings = Params(clip=str(random_clip_file), **{**TINY, "ablation_paths": ("single",)})
+    settings = small_params(clip=str(random_clip_file), **{**TINY, "ablation_paths": ("single",)})
     files.write_text(tmp_path / "params" / "tiny.yaml", yaml.safe_dump(settings.model_dump(mode="json")))
     output = tmp_path / "out.ipynb"
     headless.execute(REPOSITORY / "notebooks" / "05_ablations.ipynb", output, {"params_file": "params/tiny.yaml"})

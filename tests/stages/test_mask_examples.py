@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small import small_params
 
 from carblib.data.labels import training_labels
 from carblib.data.readers import open_split
@@ -22,7 +23,7 @@ def params(tmp_path: Path, random_clip_file: Path, monkeypatch: pytest.MonkeyPat
     write_scenes(tmp_path / "scenes", "val", 3, size=(64, 128), processes=1)
     data = {"dataset": "scenes", "classes": "camvid", "root": str(tmp_path / "scenes")}
     small = {"image_size": (64, 128), "crop": (64, 128), "patch": (32, 32)}
-    return Params(run="t", clip=str(random_clip_file), gate="none", **data, **small)
+    return small_params(run="t", clip=str(random_clip_file), gate="none", **data, **small)
 
 
 def test_what_the_figures_of_single_images_need_is_saved(params: Params) -> None:

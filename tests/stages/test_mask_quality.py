@@ -6,6 +6,7 @@ import types
 from pathlib import Path
 
 import pytest
+from small import small_params
 
 from carblib.base import files
 from carblib.base.errors import CarbError
@@ -20,7 +21,14 @@ def params(tmp_path: Path, random_clip_file: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("CARB_HOME", str(tmp_path))
     write_scenes(tmp_path / "scenes", "val", 3, size=(64, 128), processes=1)
     small = {"image_size": (64, 128), "crop": (64, 128), "patch": (32, 32)}
-    return Params(run="t", root=str(tmp_path / "scenes"), clip=str(random_clip_file), gate="none", **small)
+    return small_params(run="t", root=str(tmp_path / "scenes"), clip=str(random_clip_file), gate="none", **small)
+
+
+def test_the_papers_way_is_the_default_of_whatever_a_way_changes() -> None:
+    assert mask_quality.PLAIN == {
+        "masker": "value_path", "gate": "labels", "synonyms": False, "mask_window": None, "mask_stride": None,
+        "mask_scales": (1.0,), "mask_flip": False,
+    }  # fmt: skip
 
 
 def test_every_way_is_measured_on_the_same_images(params: Params) -> None:

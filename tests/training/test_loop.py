@@ -14,12 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small import small_params
 
 from carblib import step
 from carblib.base import files, interrupts
 from carblib.base.errors import CarbError
 from carblib.data.feature_cache import FeatureCache
 from carblib.data.labels import ensure_labels
+from carblib.data.mask_folders import pseudo_mask_folder
 from carblib.data.readers import open_split
 from carblib.params import Params
 from carblib.scenes.folders import write_scenes
@@ -67,7 +69,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def params(scenes: Path, random_clip_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Params]:
     monkeypatch.setenv("CARB_HOME", str(tmp_path))
-    yield Params(
+    yield small_params(
         run="tiny", root=str(scenes), clip=str(random_clip_file), image_size=SIZE, crop=SIZE, patch=(32, 32),
         input_scale=1, aspp_dilations=(1, 2), path="dual", lr=0.05, warmup=2, iterations=8, batch_size=2, log_every=1,
         val_every=4, val_images=0, checkpoint_every=4, monitor_images=1, device="cpu",
@@ -267,7 +269,7 @@ def test_trained_network_is_loaded_with_equal_logits(params: Params) -> None:
 
 
 def test_learning_rate_is_the_polynomial_decay_of_the_method() -> None:
-    params = Params(lr=0.005, lr_min=1e-4, poly_power=0.9, iterations=100, warmup=0)
+    params = small_params(lr=0.005, lr_min=1e-4, poly_power=0.9, iterations=100, warmup=0)
     assert step.learning_rate(params, 0) == pytest.approx(0.005)
     assert step.learning_rate(params, 50) == pytest.approx(1e-4 + 0.0049 * 0.5**0.9)
     assert step.learning_rate(params, 99) == pytest.approx(1e-4 + 0.0049 * 0.01**0.9)
@@ -360,6 +362,12 @@ def test_a_training_knows_the_labels_and_masks_it_was_taught(params: Params) -> 
     with pytest.raises(CarbError, match="other values of the image-level labels;"):
         train.train(params, "plain")
     plain = params.variant("plain")
+    note = pseudo_mask_folder(params, "train") / "settings.json"
+    settings = note.read_text()
+    note.write_text(settings + " ")
+    with pytest.raises(CarbError, match="other values of the image-level labels, the pseudo-masks;"):
+        train.train(params, "plain")
+    note.write_text(settings)
     labels.unlink()
     assert not is_done(folder, plain), "results copied without labels are not refused"
     labels.write_text(before)

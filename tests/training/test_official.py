@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from commands import carb
+from small import small_params
 from test_network import pixels, randomise
 
 from carblib.base.errors import CarbError
@@ -29,7 +30,7 @@ CLASSES, DIMENSIONS = 11, 8
 def params(depth: int = 50, **changes) -> Params:
     values = {"backbone": f"resnet{depth}_v1c", "backbone_weights": "random", "freeze_backbone": False}
     official = {"cache_features": False, "input_scale": 1, "aspp_dilations": [6, 12, 18, 24]}
-    return Params().updated(**values, **official, **changes)
+    return small_params(**values, **official, **changes)
 
 
 def official_weights(depth: int = 50) -> dict[str, torch.Tensor]:
