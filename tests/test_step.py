@@ -13,11 +13,10 @@ from carblib import step
 from carblib.data.batches import train_loader
 from carblib.data.labels import training_labels
 from carblib.data.readers import open_split
-from carblib.masker import IMAGENET_MEAN, IMAGENET_STD
 from carblib.params import Params
 from carblib.scenes.folders import write_scenes
 from carblib.training import loop as train
-from carblib.transforms import mix_seed
+from carblib.transforms import IMAGENET_MEAN, IMAGENET_STD, mix_seed
 
 SIZE, CROP, PATCH = (64, 128), (56, 96), (32, 24)
 OFFICIAL = {

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch, Rectangle
 
 from carblib.classes import ClassSet
+from carblib.data.label_maps import colour_mask
 from carblib.figures.style import (
     FAINT,
     INK,
@@ -23,7 +24,6 @@ from carblib.figures.style import (
     VALUE_MAP,
     PaperFigure,
     class_legend,
-    colorize,
     new_figure,
     paper_style,
     shrink,
@@ -94,7 +94,7 @@ def qualitative_grid(rows: Sequence[GridRow], class_set: ClassSet) -> PaperFigur
             line[0].set_ylabel(row.label.replace("most small ", "most small\n"), fontsize=7.5)
         for axes, title in zip(line[1:], titles[1:], strict=True):
             if title in row.masks:
-                _picture(axes, colorize(row.masks[title], class_set), row.image.shape)
+                _picture(axes, colour_mask(row.masks[title], class_set), row.image.shape)
             axes.set_xlabel(row.notes.get(title, ""), fontsize=7, labelpad=1.5)
     for axes, title in zip(panels[0], titles, strict=True):
         # A letter of a title takes about 0.066 in.
@@ -122,14 +122,14 @@ def region_maps(
     masks = [regions[i][key] for i in iterations for key in ("pseudo_mask", "prediction")]
     _picture(panels[0][0], image, image.shape)
     panels[0][0].set_title("image", fontweight="normal", fontsize=7)
-    _picture(panels[1][0], colorize(first["pseudo_mask"], class_set), image.shape)
+    _picture(panels[1][0], colour_mask(first["pseudo_mask"], class_set), image.shape)
     panels[1][0].set_xlabel("CLIP mask", labelpad=1.5, fontsize=7)
     for column, iteration in enumerate(iterations, start=1):
         region = regions[iteration]
         agreed = np.asarray(region["consistent"], bool)
-        shown = np.where(agreed[..., None], colorize(region["pseudo_mask"], class_set), np.uint8(blank))
+        shown = np.where(agreed[..., None], colour_mask(region["pseudo_mask"], class_set), np.uint8(blank))
         _picture(panels[0][column], shown, image.shape)
-        _picture(panels[1][column], colorize(region["prediction"], class_set), image.shape)
+        _picture(panels[1][column], colour_mask(region["prediction"], class_set), image.shape)
         when = "" if not warmup else " (warm-up)" if iteration <= warmup else ""
         panels[0][column].set_title(f"iteration {iteration}{when}", fontweight="normal", fontsize=7)
         panels[0][column].set_xlabel(f"{100 * agreed.mean():.0f} % consistent", labelpad=1.5, fontsize=7)
@@ -153,9 +153,9 @@ def similarity_panel(
 
     `maps` {class: (h, w) cosine similarity}. All maps share one scale, whose ends are their 1st and 99th percentile.
     """
-    pictures = {"image": image, "pseudo-mask": colorize(mask, class_set)}
+    pictures = {"image": image, "pseudo-mask": colour_mask(mask, class_set)}
     if truth is not None:
-        pictures[truth_title] = colorize(truth, class_set)
+        pictures[truth_title] = colour_mask(truth, class_set)
     total = len(pictures) + len(maps)
     columns = min(4, total)
     figure, panels = _panels([image] * -(-total // columns), columns)
