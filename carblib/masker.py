@@ -34,7 +34,7 @@ Size = tuple[int, int]
 class Masker(nn.Module):
     """A frozen CLIP and text embeddings that turn images into similarity maps and pseudo-masks.
 
-    `strategy`: what CLIP's last block does, see `masker_strategies`. `gate`: how image-level labels act, see
+    `strategy`: what CLIP's last block does, see `carblib.clip_attention`. `gate`: how image-level labels act, see
     `pseudo_mask`. `clip_pixels`: "clean" = CLIP's own mean and standard deviation, "official" = ImageNet's.
     `window`, `stride` (H, W) in pixels: CLIP slides over the image and similarities are averaged where windows
     overlap; None = the whole image at once, and half a window. `scales`, `flip`: similarities are averaged over these

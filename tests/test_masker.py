@@ -14,7 +14,8 @@ from plain_clip import normalised, plain_features
 from carblib import masker as masker_module
 from carblib.base.errors import CarbError
 from carblib.clip_attention import STRATEGIES, neighbourhood, position_embeddings
-from carblib.clip_models import ClipModel, clip, load_clip
+from carblib.clip_files import clip
+from carblib.clip_models import ClipModel, load_clip
 from carblib.masker import Masker, build_masker, pseudo_mask
 from carblib.params import Params
 from carblib.prompts import TextEmbeddings

@@ -34,7 +34,7 @@ from carblib.base import errors, files
 from carblib.base.progress import bar_options
 from carblib.classes import CAMVID
 from carblib.clip_attention import tokens_before_last_block, value_path
-from carblib.clip_models import CLIP_MEAN, CLIP_STD, SMALL_CLIP, clip
+from carblib.clip_files import CLIP_MEAN, CLIP_STD, SMALL_CLIP, clip
 from carblib.prompts import TEMPLATES
 from carblib.scenes.folders import SceneObject, render_scene, scene_seed
 

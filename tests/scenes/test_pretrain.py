@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from carblib.classes import CAMVID
-from carblib.clip_models import SMALL_CLIP, clip, load_clip
+from carblib.clip_files import SMALL_CLIP, clip
+from carblib.clip_models import load_clip
 from carblib.masker import build_masker
 from carblib.metrics import confusion, iou, mean_of
 from carblib.network import SMALL_BACKBONE, load_backbone_weights, small_backbone
