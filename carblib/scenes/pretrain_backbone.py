@@ -1,4 +1,4 @@
-"""Pretrain the small embedded backbone by classifying rendered crops: ``python -m carblib.scenes.pretrain_backbone``.
+"""Pretrain the small embedded backbone by classifying rendered crops: `python -m carblib.scenes.pretrain_backbone`.
 
 It plays the part that ImageNet plays in the paper: a MobileNetV2 learns to name what a crop shows (the kind of object
 or surface in its centre) and never sees a mask. The scenes come from a seed range of their own, disjoint from every
@@ -51,7 +51,7 @@ class CropSampler:
                 self.by_kind.setdefault(CAMVID.names[values[0]], []).append((index, box))
 
     def batch(self, count: int, size: int, zoom: tuple[float, float]) -> tuple[Tensor, Tensor]:
-        """Return crops (B, 3, size, size) uint8 and kinds (B,) long; pixels are enlarged by a factor from ``zoom``."""
+        """Return crops (B, 3, size, size) uint8 and kinds (B,) long; pixels are enlarged by a factor from `zoom`."""
         crops = torch.zeros(count, 3, size, size, dtype=torch.uint8)
         kinds = torch.from_numpy(self.rng.integers(len(self.kinds), size=count))
         for row, kind in enumerate(kinds.tolist()):

@@ -1,6 +1,6 @@
-"""Train the small embedded CLIP on rendered image-caption pairs: ``python -m carblib.scenes.pretrain_clip``.
+"""Train the small embedded CLIP on rendered image-caption pairs: `python -m carblib.scenes.pretrain_clip`.
 
-The model is OpenAI's architecture (``clip.model.CLIP``) at a small size. It sees crops of rendered scenes, each with a
+The model is OpenAI's architecture (`clip.model.CLIP`) at a small size. It sees crops of rendered scenes, each with a
 caption that names what the crop shows, and learns from two losses, neither of which reads a mask:
 
 * the symmetric contrastive loss over image-caption pairs (Radford et al. 2021, Sec. 2.3);
@@ -206,12 +206,12 @@ def optimisers(model: nn.Module, extra: list[nn.Parameter], lr: float) -> list[t
 
 
 def learning_rate(peak: float, done: float) -> float:
-    """Linear warm-up over the first 4 %, then cosine to 2 % of the peak; ``done`` in [0, 1]."""
+    """Linear warm-up over the first 4 %, then cosine to 2 % of the peak; `done` in [0, 1]."""
     return peak * min(1.0, done / 0.04) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def next_size(done: float, rng: np.random.Generator) -> tuple[int, int]:
-    """Crop size of the next step; ``done`` in [0, 1] is the share of the time that has passed."""
+    """Crop size of the next step; `done` in [0, 1] is the share of the time that has passed."""
     if done < FIRST:
         return (32, 32)
     sizes, shares = list(SIZES), list(SIZES.values())

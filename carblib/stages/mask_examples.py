@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from carblib.base.device import torch_device
 from carblib.base import files
+from carblib.base.device import torch_device
 from carblib.data.labels import training_labels
 from carblib.data.readers import Split
 from carblib.masker import build_masker, pseudo_mask

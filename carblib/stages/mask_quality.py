@@ -18,8 +18,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from carblib import __version__
-from carblib.base.device import torch_device
 from carblib.base import files
+from carblib.base.device import torch_device
 from carblib.base.errors import CarbError, cli
 from carblib.base.progress import bar_options
 from carblib.clip_models import ClipModel

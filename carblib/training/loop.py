@@ -1,7 +1,7 @@
 """A training: the iteration of `carblib.step` from the first to the last, with its log, its checkpoints and its end.
 
-A run lives in ``runs/<run>/train/<variant>/``: ``log.csv``, ``reliability.csv``, ``regions/``, ``checkpoint.pt`` (all
-state, for resuming), ``final.pt`` (the network) and, written last, ``done.json``. What a batch holds depends on
+A run lives in `runs/<run>/train/<variant>/`: `log.csv`, `reliability.csv`, `regions/`, `checkpoint.pt` (all
+state, for resuming), `final.pt` (the network) and, written last, `done.json`. What a batch holds depends on
 (seed, iteration) alone, so a run that is killed and resumed ends with the same weights as one that is not.
 """
 
