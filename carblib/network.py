@@ -1,4 +1,4 @@
-"""The segmentation network: a backbone of stride 8, DeepLabV2's ASPP head, text embeddings as classifier (METHOD.md, 3).
+"""The segmentation network: backbone of stride 8, DeepLabV2's ASPP head, text embeddings as classifier (METHOD.md, 3).
 
 Logits are inner products of the head's features with the frozen text embeddings, without a bias and without
 normalising the features; so the head has as many channels as the text embeddings have dimensions.

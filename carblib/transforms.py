@@ -45,7 +45,7 @@ def resize_maps(maps: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """Where the windows begin that cover `length` (pixels or cells): every `stride`, the last one ending at the edge."""
+    """Where the windows begin that cover `length` pixels or cells: every `stride`, the last one ending at the edge."""
     last = max(0, length - window)
     return [*range(0, last, stride), last]
 
