@@ -107,7 +107,9 @@ def open_split(params: Params, split: str, require_masks: bool = False) -> Split
     """
     root, classes = params.data_root, params.class_set
     if not root.is_dir():
-        render = f"render them: python -m carblib.scenes.folders {root} --split {split} --count 240"
+        counts = {params.train_split: params.scenes_train, params.val_split: params.scenes_val}
+        count = counts.get(split, params.scenes_test)
+        render = f"render them: carb scenes {root} --split {split} --count {count} --seed {params.scenes_seed}"
         remedy = render if params.dataset == "scenes" else "set `root` in the parameters"
         raise CarbError(f"{root}: no such folder for dataset {params.dataset}; {remedy}")
     if params.dataset == "cityscapes":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from PIL import Image
 
 from carblib.base.errors import CarbError
 from carblib.classes import CAMVID
+from carblib.data.readers import open_split
 from carblib.params import Params
 from carblib.scenes import paint as scene_paint
 from carblib.scenes.folders import USES, Scene, ensure_scenes, render_scene, scene_seed, write_scenes
@@ -236,3 +239,19 @@ def test_processes_write_the_same_files(tmp_path):
     write_scenes(tmp_path / "two", "val", 66, size=(32, 64), processes=2)
     for one in sorted((tmp_path / "one").rglob("*.png")):
         assert one.read_bytes() == (tmp_path / "two" / one.relative_to(tmp_path / "one")).read_bytes()
+
+
+@pytest.mark.parametrize(("split", "count"), [("train", 3), ("val", 2), ("test", 1)])
+def test_the_advice_to_render_scenes_can_be_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str, count: int
+) -> None:
+    """Whoever does what the error says has what the run wants, and is refused nowhere afterwards."""
+    monkeypatch.setenv("CARB_HOME", str(tmp_path))
+    params = Params(root="data/mine", scenes_train=3, scenes_val=2, scenes_test=1, scenes_seed=4)
+    with pytest.raises(CarbError) as told:
+        open_split(params, split)
+    root, *options = shlex.split(str(told.value).split(" scenes ")[-1])
+    said = dict(zip(options[::2], options[1::2], strict=True))
+    write_scenes(root, said["--split"], int(said["--count"]), int(said["--seed"]))
+    assert len(open_split(params, split)) == count
+    ensure_scenes(params)
