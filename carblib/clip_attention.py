@@ -24,18 +24,23 @@ def vit_features(visual: nn.Module, pixels: Tensor, strategy: str) -> Tensor:
     `pixels` (B, 3, H, W), normalised, H and W multiples of the patch; returns (B, D, H/patch, W/patch). Position
     embeddings are bicubically resized to the grid.
     """
+    x, grid = tokens_before_last_block(visual, pixels)
+    x = STRATEGIES[strategy](visual.transformer.resblocks[-1], x, grid)
+    x = visual.ln_post(x) @ visual.proj
+    return x.transpose(1, 2).unflatten(2, grid)
+
+
+def tokens_before_last_block(visual: nn.Module, pixels: Tensor) -> tuple[Tensor, Grid]:
+    """Return what enters a ViT's last block, (B, 1 + h·w, width) with the class token first, and the grid (h, w)."""
     x = visual.conv1(pixels)
     grid = (x.shape[2], x.shape[3])
     x = x.flatten(2).transpose(1, 2)
     x = torch.cat([visual.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
     x = visual.ln_pre(x + position_embeddings(visual, grid).to(x.dtype))
-    blocks = visual.transformer.resblocks
     x = x.transpose(0, 1)  # clip's blocks take (tokens, batch, width)
-    for block in blocks[:-1]:
+    for block in visual.transformer.resblocks[:-1]:
         x = block(x)
-    x = STRATEGIES[strategy](blocks[-1], x.transpose(0, 1), grid)
-    x = visual.ln_post(x) @ visual.proj
-    return x.transpose(1, 2).unflatten(2, grid)
+    return x.transpose(0, 1), grid
 
 
 def resnet_features(visual: nn.Module, pixels: Tensor) -> Tensor:

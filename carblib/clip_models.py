@@ -1,43 +1,18 @@
-"""CLIP models: found, verified, loaded, and asked for text embeddings (METHOD.md, 1).
+"""CLIP as the rest of carblib sees it: a frozen model that is asked for text embeddings (METHOD.md, 1).
 
-Weights are never trusted for their name: OpenAI's files must have OpenAI's checksum, every key must be used, every
-value be finite. Nothing runs with weights that are missing, wrong or partly loaded.
+Where its weights come from is in `clip_files`; what its image tower says of each patch in `clip_attention`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import http.client
-import os
-import socket
-import tempfile
-import warnings
-import zipfile
 from collections.abc import Sequence
-from pathlib import Path
-from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from carblib.base.errors import CarbError, nearest
-from carblib.base.files import load_torch, sha256
-from carblib.params import resolve
-
-with warnings.catch_warnings():
-    # clip reads its own version through pkg_resources, which announces its deprecation at every import.
-    warnings.simplefilter("ignore")
-    import clip
-
-SMALL_CLIP = Path(__file__).parent / "assets" / "small_clip.pt"
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of RGB in 0–1, by clip's own preprocessing
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
-_CACHE = "~/.cache/clip"
-_OPEN_CLIP = "open_clip:"
-_DOWNLOAD_SILENCE = 30.0  # seconds without a byte after which a download counts as failed
-_NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # plain numbers in OpenAI's archives
+from carblib.base.errors import CarbError
+from carblib.clip_files import CLIP_MEAN, CLIP_STD, clip, read_clip, use_gelu
 
 
 class ClipModel(nn.Module):
@@ -143,190 +118,11 @@ def load_clip(name: str, folder: str = "", official: bool = False) -> ClipModel:
 
     Raises CarbError for weights that are missing, of another checksum, of another model, or not finite.
     """
-    if name.startswith(_OPEN_CLIP):
-        model = _load_open_clip(name)
-    else:
-        path, fingerprint = _find(name, folder)
-        model = ClipModel(build_clip(_read_state(path, fingerprint), str(path)), name, fingerprint)
+    weights = read_clip(name, folder)
+    model = ClipModel(weights.model, name, weights.fingerprint, weights.mean, weights.std)
     if official:
         for module in model.visual.modules():
             if isinstance(module, nn.LayerNorm):
                 module.eps = 1e-6
-        _use_gelu(model.visual)
+        use_gelu(model.visual)
     return model
-
-
-def build_clip(state: dict[str, Tensor], source: str) -> nn.Module:
-    """Build OpenAI's CLIP of the shape its state dict implies and load it in float32, every key used.
-
-    `source` names the weights in errors. Raises CarbError for a state dict of another model or with NaN or infinity.
-    """
-    state = {key: value for key, value in state.items() if key not in _NOT_WEIGHTS}
-    for key, value in state.items():
-        if not value.isfinite().all():
-            raise CarbError(f"{source}: not finite in '{key}', the weights are damaged; download or train them again")
-    try:
-        model = clip.model.build_model(dict(state)).float()
-        # build_model rounds to float16 on the way; load once more in full precision. Strict: no key may be left over.
-        model.load_state_dict(state)
-    except Exception as error:  # whatever a foreign set of keys and shapes leads to
-        reason = f"no '{error.args[0]}'" if isinstance(error, KeyError) else " ".join(str(error).split())[:240]
-        raise CarbError(f"{source}: not the weights of a CLIP model ({reason}); give a CLIP checkpoint") from error
-    return model.eval()
-
-
-# --- finding and reading -----------------------------------------------------------------------------------------
-
-
-def _find(name: str, folder: str) -> tuple[Path, str]:
-    """Return the file of a model's weights and its SHA-256."""
-    if name in clip.clip._MODELS:
-        return _find_openai(name, folder)
-    path = SMALL_CLIP if name == "small" else resolve(name)
-    if not path.is_file():
-        if name == "small":
-            raise CarbError(f"{path}: the embedded CLIP is missing; reinstall, or run carb pretrain clip")
-        known = ["small", *clip.available_models()]
-        hint = nearest(name, known) or "known are " + ", ".join(known)
-        raise CarbError(f"clip '{name}': neither a file nor a known model; {hint}")
-    return path, sha256(path)
-
-
-def _find_openai(name: str, folder: str) -> tuple[Path, str]:
-    url = clip.clip._MODELS[name]
-    expected, file = url.split("/")[-2:]
-    places = [Path(_CACHE).expanduser()]
-    if folder:
-        places.insert(0, resolve(folder))
-        if not places[0].is_dir():
-            raise CarbError(f"clip_folder {places[0]}: no such folder; make it, or leave clip_folder empty")
-    for place in places:
-        if (place / file).is_file():
-            if sha256(place / file) != expected:
-                raise CarbError(
-                    f"{place / file}: not OpenAI's {name} (its SHA-256 is another); delete it and run again"
-                )
-            return place / file, expected
-    return _download(name, url, places[0]), expected
-
-
-def _download(name: str, url: str, folder: Path) -> Path:
-    """Download by clip's own function, which checks the checksum; a broken download leaves nothing behind."""
-    target = folder / url.split("/")[-1]
-    patience = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_DOWNLOAD_SILENCE)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as unfinished:
-            os.replace(clip.clip._download(url, unfinished), target)
-    except (OSError, RuntimeError, TypeError, http.client.HTTPException) as error:
-        raise CarbError(
-            f"clip '{name}': download failed ({error}); fetch {url} on another machine and put it into {folder}"
-        ) from error
-    finally:
-        socket.setdefaulttimeout(patience)
-    return target
-
-
-def _read_state(path: Path, fingerprint: str) -> dict[str, Tensor]:
-    if _is_jit_archive(path):
-        # A TorchScript archive is a program: only those of OpenAI, known by their checksum, are opened.
-        if fingerprint not in {url.split("/")[-2] for url in clip.clip._MODELS.values()}:
-            raise CarbError(f"{path}: refused, a TorchScript archive that is none of OpenAI's; give a plain state dict")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch.jit is deprecated, OpenAI's files are as they are
-            state = torch.jit.load(path, map_location="cpu").state_dict()
-    else:
-        state = load_torch(path)
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CarbError(f"{path}: not a state dict (names and tensors); give the state dict of a CLIP model")
-    return state
-
-
-def _is_jit_archive(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-# --- open_clip (an extra) ----------------------------------------------------------------------------------------
-
-
-def _load_open_clip(name: str) -> ClipModel:
-    """Load an open_clip model of OpenAI's architecture into clip's own modules, so that one masker serves both."""
-    architecture, _, weights = name.removeprefix(_OPEN_CLIP).partition("/")
-    try:
-        import open_clip
-    except ImportError as error:
-        raise CarbError(f"clip '{name}': needs the extra 'openclip'; pip install 'carblib[openclip]'") from error
-    weights = _open_clip_weights(open_clip, name, architecture, weights)
-    try:
-        source = open_clip.create_model(architecture, pretrained=weights, require_pretrained=True).eval()
-    except Exception as error:  # open_clip raises many types, all about the file or its download
-        raise CarbError(f"clip '{name}': not loaded ({str(error)[:240]}); check the file or the network") from error
-    model = _rebuild(source, name)
-    if not _agree(open_clip.get_tokenizer(architecture), source, model):
-        raise CarbError(f"clip '{name}': not of OpenAI's architecture; choose a plain CLIP ViT or ResNet")
-    pixels = open_clip.get_model_preprocess_cfg(source)
-    return ClipModel(model, name, _fingerprint(model), pixels["mean"], pixels["std"])
-
-
-def _open_clip_weights(open_clip: ModuleType, name: str, architecture: str, weights: str) -> str:
-    """Return the tag or the path of the file, checked."""
-    if not weights:
-        raise CarbError(f"clip '{name}': must read open_clip:<architecture>/<tag or file>")
-    if architecture not in open_clip.list_models():
-        hint = nearest(architecture, open_clip.list_models()) or "see open_clip.list_models()"
-        raise CarbError(f"clip '{name}': open_clip has no '{architecture}'; {hint}")
-    if resolve(weights).is_file():
-        return str(resolve(weights))
-    tags = open_clip.list_pretrained_tags_by_model(architecture)
-    if weights not in tags:
-        hint = nearest(weights, tags) or "known tags are " + ", ".join(tags)
-        raise CarbError(f"clip '{name}': '{weights}' is neither a file nor a tag of {architecture}; {hint}")
-    return weights
-
-
-def _rebuild(source: nn.Module, name: str) -> nn.Module:
-    model = build_clip(source.state_dict(), f"clip '{name}'")
-    for ours, theirs in ((model, source), (model.visual, source.visual)):
-        if not hasattr(ours, "transformer"):
-            continue
-        blocks = theirs.transformer.resblocks
-        for block in ours.transformer.resblocks:
-            # OpenAI's heads are always 64 wide; some of open_clip's are not.
-            block.attn.num_heads = blocks[0].attn.num_heads
-            block.attn.head_dim = block.attn.embed_dim // block.attn.num_heads
-        if isinstance(blocks[0].mlp.gelu, nn.GELU):
-            _use_gelu(ours.transformer)
-    return model
-
-
-@torch.no_grad()
-def _agree(tokenizer: object, source: nn.Module, model: nn.Module) -> bool:
-    """Tell whether both models embed a text and a picture alike: what a rebuilt model missed would show here."""
-    tokens = clip.tokenize(["a photo of the road."], context_length=model.context_length)
-    if not torch.equal(tokenizer(["a photo of the road."]), tokens.long()):
-        return False
-    side = model.visual.input_resolution
-    picture = torch.linspace(-1, 1, 3 * side * side).sin().view(1, 3, side, side)
-    pairs = [
-        (source.encode_text(tokens), model.encode_text(tokens)),
-        (source.encode_image(picture), model.encode_image(picture)),
-    ]
-    return all(float((F.normalize(a) - F.normalize(b)).abs().max()) < 1e-4 for a, b in pairs)
-
-
-def _use_gelu(tower: nn.Module) -> None:
-    for module in tower.modules():
-        if isinstance(module, clip.model.ResidualAttentionBlock):
-            module.mlp.gelu = nn.GELU()
-
-
-def _fingerprint(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for key, value in model.state_dict().items():
-        digest.update(key.encode())
-        digest.update(value.contiguous().reshape(-1).numpy())
-    return digest.hexdigest()

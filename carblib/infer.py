@@ -13,16 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from carblib.base.errors import CarbError
 from carblib.params import Params
-from carblib.transforms import load_sized
-
-
-def torch_device(params: Params) -> torch.device:
-    """Return the device the parameters ask for; auto is CUDA where there is any. CarbError for CUDA without any."""
-    if params.device == "cuda" and not torch.cuda.is_available():
-        raise CarbError("device: cuda is asked for but torch sees no CUDA device; use device: auto or cpu")
-    return torch.device("cpu" if params.device == "cpu" or not torch.cuda.is_available() else "cuda")
+from carblib.transforms import load_sized, window_starts
 
 
 @torch.inference_mode()
@@ -44,7 +36,8 @@ def probabilities(network: nn.Module, image: np.ndarray, params: Params) -> Tens
     The mean of the softmax over `params.infer_scales` and, with `params.infer_flip`, over the image and its mirror
     image. Logits are upsampled to the image's size first (bilinear, align_corners=False).
     """
-    views = [(scale, flip) for scale in params.infer_scales for flip in (False, True)[: 1 + params.infer_flip]]
+    flips = (False, True) if params.infer_flip else (False,)
+    views = [(scale, flip) for scale in params.infer_scales for flip in flips]
     total = sum(_view_logits(network, image, params, scale, flip).softmax(0) for scale, flip in views)
     return total / len(views)
 
@@ -84,12 +77,6 @@ def window_logits(network: nn.Module, pixels: Tensor, window: Sequence[int], str
             total[area] += F.interpolate(logits, window, mode="bilinear", align_corners=False)
             weight[area] += 1
     return total / weight
-
-
-def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """First pixels of the windows that cover `length` pixels: every `stride`, the last one ending at the edge."""
-    last = max(0, length - window)
-    return [*range(0, last, stride), last]
 
 
 @contextlib.contextmanager

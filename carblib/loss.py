@@ -204,9 +204,16 @@ class RegionBalancedLoss(nn.Module):
                 total = mean_r.sum() + weight * mean_n.sum()
         else:
             total, weight = _means(losses, use).sum(), losses.new_tensor(torch.nan)
-        share = consistent[:, 0].sum() / use[:, 0].sum().clamp(min=1)
-        views = F.pad(torch.stack([mean_r, mean_n]).detach(), (0, 2 - masks.shape[1]))
-        return LossParts(total, views[0, 0], views[1, 0], views[0, 1], views[1, 1], weight, share)
+        none = losses.new_tensor(0.0)
+        return LossParts(
+            total=total,
+            consistent=mean_r[0].detach(),
+            noisy=mean_n[0].detach(),
+            local_consistent=none if local_mask is None else mean_r[1].detach(),
+            local_noisy=none if local_mask is None else mean_n[1].detach(),
+            weight=weight,
+            consistent_share=consistent[:, 0].sum() / use[:, 0].sum().clamp(min=1),
+        )
 
     @torch.no_grad()
     def _remember(
@@ -233,12 +240,12 @@ class RegionBalancedLoss(nn.Module):
 def build_loss(params: Params) -> RegionBalancedLoss:
     """Return the loss that the parameters describe."""
     return RegionBalancedLoss(
-        params.warmup,
-        params.carb_coeff,
-        params.adaptive,
-        params.carb_floor,
-        params.balancing,
-        params.official_loss,
-        params.region_weight,
-        len(params.class_set),
+        warmup=params.warmup,
+        coeff=params.carb_coeff,
+        adaptive=params.adaptive,
+        floor=params.carb_floor,
+        balancing=params.balancing,
+        official=params.official_loss,
+        region_weight=params.region_weight,
+        classes=len(params.class_set),
     )

@@ -24,9 +24,8 @@ from carblib.clip_attention import STRATEGIES, resnet_features, vit_features
 from carblib.clip_models import ClipModel, load_clip
 from carblib.params import Params
 from carblib.prompts import TextEmbeddings, text_embeddings
+from carblib.transforms import IMAGENET_MEAN, IMAGENET_STD, resize_maps, window_starts
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in 0–1
-IMAGENET_STD = (0.229, 0.224, 0.225)
 _WINDOWS_AT_ONCE = 32  # windows CLIP sees together: bounds the memory, whatever the image size
 
 Size = tuple[int, int]
@@ -35,7 +34,7 @@ Size = tuple[int, int]
 class Masker(nn.Module):
     """A frozen CLIP and text embeddings that turn images into similarity maps and pseudo-masks.
 
-    `strategy`: what CLIP's last block does, see `masker_strategies`. `gate`: how image-level labels act, see
+    `strategy`: what CLIP's last block does, see `carblib.clip_attention`. `gate`: how image-level labels act, see
     `pseudo_mask`. `clip_pixels`: "clean" = CLIP's own mean and standard deviation, "official" = ImageNet's.
     `window`, `stride` (H, W) in pixels: CLIP slides over the image and similarities are averaged where windows
     overlap; None = the whole image at once, and half a window. `scales`, `flip`: similarities are averaged over these
@@ -100,7 +99,7 @@ class Masker(nn.Module):
         if len(maps) == 1:
             return maps[0]
         grid = max((similarity.shape[-2:] for similarity in maps), key=lambda size: size[0] * size[1])
-        return torch.stack([_resize(similarity, tuple(grid)) for similarity in maps]).mean(0)
+        return torch.stack([resize_maps(similarity, grid) for similarity in maps]).mean(0)
 
     @torch.no_grad()
     def forward(self, images: Tensor, labels: Tensor | None = None, size: Size | None = None) -> Tensor:
@@ -148,7 +147,8 @@ class Masker(nn.Module):
         patch, count = self.clip.patch, len(pixels)
         grid = (pixels.shape[-2] // patch, pixels.shape[-1] // patch)
         h, w = (min(cells, length) for cells, length in zip(self.window, grid, strict=True))
-        corners = [(y, x) for y in _starts(grid[0], h, self.stride[0]) for x in _starts(grid[1], w, self.stride[1])]
+        rows, columns = window_starts(grid[0], h, self.stride[0]), window_starts(grid[1], w, self.stride[1])
+        corners = [(y, x) for y in rows for x in columns]
         crops = [pixels[..., y * patch : (y + h) * patch, x * patch : (x + w) * patch] for y, x in corners]
         parts = torch.cat([self._classify(torch.cat(some)) for some in _chunks(crops, _WINDOWS_AT_ONCE // count)])
         total = parts.new_zeros(count, parts.shape[1], *grid)
@@ -203,24 +203,18 @@ def pseudo_mask(similarity: Tensor, labels: Tensor | None, size: Size, gate: str
     masks = similarity.new_full((len(similarity), *size), IGNORE, dtype=torch.uint8)
     for mask, scores, present in zip(masks, similarity, labels, strict=True):
         if gate == "official":
-            mask.copy_(_argmax(_resize((scores * present.to(scores)[:, None, None])[None], size)[0]))
+            mask.copy_(_argmax(resize_maps((scores * present.to(scores)[:, None, None])[None], size)[0]))
             continue
         # Leaving absent classes out is gating with −∞, without their work.
         classes = present.nonzero().flatten().to(scores.device)
         if len(classes):
-            mask.copy_(classes[_argmax(_resize(scores[classes][None], size)[0])])
+            mask.copy_(classes[_argmax(resize_maps(scores[classes][None], size)[0])])
     return masks
 
 
 def _argmax(scores: Tensor) -> Tensor:
     # As argmax(0), the first of equals included, and five times as fast on a CPU.
     return scores.max(0).indices
-
-
-def _resize(maps: Tensor, size: Size) -> Tensor:
-    if tuple(maps.shape[-2:]) == tuple(size):
-        return maps
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
 def _in_cells(size: Size | None, clip_model: ClipModel, key: str) -> Size | None:
@@ -231,11 +225,6 @@ def _in_cells(size: Size | None, clip_model: ClipModel, key: str) -> Size | None
         near = [max(round(length / patch), 1) * patch for length in size]
         raise CarbError(f"{key} {list(size)}: must be multiples of CLIP's patch of {patch} pixels, such as {near}")
     return (size[0] // patch, size[1] // patch)
-
-
-def _starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows begin: every stride, and a last one flush with the end."""
-    return [*range(0, length - window, stride), length - window]
 
 
 def _chunks(items: list[Tensor], size: int) -> list[list[Tensor]]:

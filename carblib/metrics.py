@@ -1,6 +1,6 @@
 """Metrics: confusion matrix, IoU, mIoU, the mean over small classes, bootstrap intervals over images.
 
-Maths on arrays. One confusion matrix per image, summed once over the split: the Cityscapes mIoU, not a mean over images.
+Maths on arrays. One confusion matrix per image, summed once over the split: the Cityscapes mIoU, no mean over images.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The segmentation network: a backbone of stride 8, DeepLabV2's ASPP head, text embeddings as classifier (METHOD.md, 3).
+"""The segmentation network: backbone of stride 8, DeepLabV2's ASPP head, text embeddings as classifier (METHOD.md, 3).
 
 Logits are inner products of the head's features with the frozen text embeddings, without a bias and without
 normalising the features; so the head has as many channels as the text embeddings have dimensions.
@@ -21,12 +21,10 @@ from torch import Tensor, nn
 from carblib.base.errors import CarbError, nearest
 from carblib.base.files import load_torch
 from carblib.params import Params, resolve
+from carblib.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 SMALL_BACKBONE = Path(__file__).parent / "assets" / "small_backbone.safetensors"
 STRIDE = 8
-
-IMAGENET_MEAN = torch.tensor([0.485, 0.456, 0.406])  # of RGB in 0–1
-IMAGENET_STD = torch.tensor([0.229, 0.224, 0.225])
 
 BACKBONES = ("resnet50_v1c", "resnet101_v1c", "resnet50", "resnet101", "mobilenet_v2", "small")
 # torchvision's first ImageNet recipe: the weights that published segmentation results started from.

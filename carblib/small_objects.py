@@ -115,9 +115,16 @@ def _overlaps(true: Components, guessed: Components) -> tuple[np.ndarray, np.nda
 
 def join(parts: Sequence[Objects]) -> Objects:
     """Put the objects of several images into one."""
-    fields = ("class_ids", "pixels", "bins", "found", "iou")
-    empty = match_objects(np.zeros((1, 1), np.uint8), np.zeros((1, 1), np.uint8), ())
-    return Objects(*(np.concatenate([getattr(part, field) for part in [empty, *parts]]) for field in fields))
+    no_ids = np.zeros(0, np.int64)
+    none = Objects(class_ids=no_ids, pixels=no_ids, bins=no_ids, found=np.zeros(0, bool), iou=np.zeros(0))
+    parts = [none, *parts]  # the arrays' types, where there is no part
+    return Objects(
+        class_ids=np.concatenate([part.class_ids for part in parts]),
+        pixels=np.concatenate([part.pixels for part in parts]),
+        bins=np.concatenate([part.bins for part in parts]),
+        found=np.concatenate([part.found for part in parts]),
+        iou=np.concatenate([part.iou for part in parts]),
+    )
 
 
 def object_table(objects: Objects, class_set: ClassSet, size: tuple[float, float]) -> dict[str, Any]:

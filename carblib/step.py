@@ -98,9 +98,14 @@ def local_view(training: Training, batch: Batch) -> tuple[LocalView | None, Tens
     number = training.iteration * training.fabric.world_size + training.fabric.global_rank
     generator = torch.Generator().manual_seed(mix_seed(params.seed, 2, number))
     view = sample_local_view(
-        len(batch["labels"]), params.crop, params.patch, params.patch_rate, params.patch_offset, generator,
-        params.official_views,
-    )  # fmt: skip
+        batch=len(batch["labels"]),
+        crop=params.crop,
+        patch=params.patch,
+        rate=params.patch_rate,
+        offset=params.patch_offset,
+        generator=generator,
+        official=params.official_views,
+    )
     return view, local_pseudo_mask(training.masker, batch["clip_image"], batch["labels"], view)
 
 

@@ -12,13 +12,16 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import torchvision.transforms.v2.functional as TF
 from torch import Tensor
 
 from carblib.classes import IGNORE
 from carblib.params import CACHE_STRIDE, Params
 
-PADDING = torch.tensor([124, 116, 104], dtype=torch.uint8)[:, None, None]  # ImageNet's mean colour, rounded
+IMAGENET_MEAN = torch.tensor([0.485, 0.456, 0.406])  # of RGB in 0–1
+IMAGENET_STD = torch.tensor([0.229, 0.224, 0.225])
+PADDING = (255 * IMAGENET_MEAN).round().to(torch.uint8)[:, None, None]  # ImageNet's mean colour
 
 
 def load_sized(image: np.ndarray, size: Sequence[int]) -> Tensor:
@@ -31,16 +34,20 @@ def resize_mask(mask: np.ndarray, size: Sequence[int]) -> np.ndarray:
     return _resize_mask(torch.from_numpy(np.ascontiguousarray(mask)), size).numpy()
 
 
-def note_stretching(image: np.ndarray, size: Sequence[int]) -> None:
-    """Print a line where an image (H, W, 3) would be stretched by more than 5 % on its way to `size` (h, w)."""
-    height, width = image.shape[:2]
-    factor = (size[1] / size[0]) / (width / height)
-    if not 0.95 <= factor <= 1.05:
-        fitting = [size[0], max(1, round(size[0] * width / height))]
-        print(
-            f"note: images of {height} x {width} become {abs(factor - 1):.0%} {'wider' if factor > 1 else 'narrower'} "
-            f"than they are at image_size {list(size)}; {fitting} would keep their shape"
-        )
+def resize_maps(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize maps (B, C, h, w), such as similarities, to `size` (H, W): bilinear, align_corners=False.
+
+    Maps of that size already are returned as they are, not copied.
+    """
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps
+    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def window_starts(length: int, window: int, stride: int) -> list[int]:
+    """Where the windows begin that cover `length` pixels or cells: every `stride`, the last one ending at the edge."""
+    last = max(0, length - window)
+    return [*range(0, last, stride), last]
 
 
 def _resize_image(image: Tensor, size: Sequence[int]) -> Tensor:

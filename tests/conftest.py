@@ -9,7 +9,8 @@ import pytest
 import torch
 from explorer_runs import explorer_home, tiny_params
 
-from carblib.clip_models import ClipModel, clip, load_clip
+from carblib.clip_files import clip
+from carblib.clip_models import ClipModel, load_clip
 from carblib.explore.explorer import Explorer
 
 

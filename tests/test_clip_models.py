@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import importlib
 import shutil
 import sys
 import warnings
@@ -12,7 +13,8 @@ import torch
 from conftest import tiny_clip
 
 from carblib.base.errors import CarbError
-from carblib.clip_models import CLIP_MEAN, SMALL_CLIP, ClipModel, build_clip, clip, load_clip
+from carblib.clip_files import CLIP_MEAN, SMALL_CLIP, build_clip, clip
+from carblib.clip_models import ClipModel, load_clip
 
 
 def _offer(monkeypatch, file: Path, name: str = "ViT-B/16") -> str:
@@ -71,17 +73,28 @@ def test_official_switch_changes_the_image_tower_only(random_clip_file, random_c
     assert not torch.allclose(model.visual(pixels), random_clip.visual(pixels), atol=1e-4)
 
 
-def test_import_of_clip_is_silent():
-    # A fresh import, as users see it; the modules are put back so that classes stay the same objects.
-    ours = {name: sys.modules.pop(name) for name in [*sys.modules] if name.split(".")[0] in ("clip", "pkg_resources")}
-    mine = sys.modules.pop("carblib.clip_models")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            __import__("carblib.clip_models")
-    finally:
-        sys.modules.update(ours)
-        sys.modules["carblib.clip_models"] = mine
+@pytest.fixture
+def fresh():
+    """Let clip be imported afresh, as users see it; the modules are put back so that classes stay the same objects."""
+    kept = [name for name in sys.modules if name.split(".")[0] in ("clip", "pkg_resources")]
+    kept = {name: sys.modules.pop(name) for name in [*kept, "carblib.clip_files"]}
+    yield
+    sys.modules.update(kept)
+
+
+def test_import_of_clip_is_silent(fresh):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        importlib.import_module("carblib.clip_files")
+
+
+def test_setuptools_without_pkg_resources_is_met_with_the_command(fresh, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pkg_resources", None)  # importing it raises ModuleNotFoundError
+    with pytest.raises(CarbError, match="pip install 'setuptools<82'"):
+        importlib.import_module("carblib.clip_files")
+    monkeypatch.setitem(sys.modules, "clip", None)
+    with pytest.raises(ModuleNotFoundError, match="clip"):
+        importlib.import_module("carblib.clip_files")
 
 
 # --- what must stop ----------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -9,8 +8,7 @@ from hypothesis import strategies as st
 from small import small_params
 from torch import nn
 
-from carblib.base.errors import CarbError
-from carblib.infer import predict_mask, probabilities, torch_device, window_logits, window_starts
+from carblib.infer import predict_mask, probabilities, window_logits
 from carblib.params import Params
 from carblib.transforms import load_sized
 
@@ -40,14 +38,6 @@ class Directed(Pointwise):
 
 def params(**changed) -> Params:
     return small_params(image_size=(37, 53), crop=(37, 53), patch=(8, 8), cache_features=False, **changed)
-
-
-@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40))
-def test_windows_cover_everything_once_or_more(length, window, stride):
-    window, stride = min(window, length), min(stride, window)
-    starts = window_starts(length, window, stride)
-    assert {place for start in starts for place in range(start, start + window)} == set(range(length))
-    assert len(set(starts)) == len(starts)
 
 
 @given(st.tuples(st.integers(3, 60), st.integers(3, 60)), st.tuples(st.integers(1, 30), st.integers(1, 30)))
@@ -115,10 +105,3 @@ def test_the_network_is_in_evaluation_mode_and_left_as_it_was():
     before = network[1].running_mean.clone()
     predict_mask(network, IMAGE, params())
     assert network.training and network[1].training and torch.equal(network[1].running_mean, before)
-
-
-def test_a_missing_device_is_said(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert torch_device(params()) == torch_device(params(device="cpu")) == torch.device("cpu")
-    with pytest.raises(CarbError, match="device: cuda"):
-        torch_device(params(device="cuda"))

@@ -15,9 +15,11 @@ from small import small_params
 from carblib import masker as masker_module
 from carblib.base.errors import CarbError
 from carblib.clip_attention import STRATEGIES, neighbourhood, position_embeddings
-from carblib.clip_models import ClipModel, clip, load_clip
-from carblib.masker import IMAGENET_MEAN, IMAGENET_STD, Masker, build_masker, pseudo_mask
+from carblib.clip_files import clip
+from carblib.clip_models import ClipModel, load_clip
+from carblib.masker import Masker, build_masker, pseudo_mask
 from carblib.prompts import TextEmbeddings
+from carblib.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 
 def _images(*shape: int, seed: int = 0) -> torch.Tensor:

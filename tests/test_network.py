@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import get_args
 from urllib.error import URLError
 
 import pytest
@@ -26,6 +27,7 @@ from carblib.network import (
     normalise,
     resnet_backbone,
 )
+from carblib.params import Params
 
 RANDOM = {
     "backbone_weights": "random",
@@ -294,3 +296,7 @@ def test_the_real_imagenet_mobilenet_loads():
     assert not report.missing
     features = backbone.eval()(normalise(pixels(1, 3, 64, 64)))
     assert features.isfinite().all() and features.std() > 0.01
+
+
+def test_every_backbone_can_be_asked_for():
+    assert get_args(Params.model_fields["backbone"].annotation) == BACKBONES

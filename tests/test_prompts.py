@@ -9,7 +9,8 @@ import torch
 from carblib import prompts
 from carblib.base.errors import CarbError
 from carblib.classes import ClassSet, class_set
-from carblib.clip_models import ClipModel, clip
+from carblib.clip_files import clip
+from carblib.clip_models import ClipModel
 from carblib.prompts import IMAGENET_TEMPLATES, SCENE_TEMPLATES, TEMPLATES, embed_words, text_embeddings
 
 THREE = ClassSet(

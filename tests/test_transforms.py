@@ -13,10 +13,11 @@ from carblib.transforms import (
     TrainTransform,
     crop_and_pad,
     load_sized,
-    note_stretching,
     photometric_distortion,
     random_box,
+    resize_maps,
     resize_mask,
+    window_starts,
 )
 
 
@@ -146,21 +147,6 @@ def test_flip_probability(flip, expected):
     assert sum(bool(transform(image, mask, generator(seed))["flipped"]) for seed in range(50)) == expected
 
 
-@pytest.mark.parametrize(
-    ("image", "size", "words"),
-    [
-        ((1080, 1920), (512, 1024), "12% wider than they are at image_size [512, 1024]; [512, 910] would keep"),
-        ((1920, 1080), (512, 1024), "256% wider"),
-        ((512, 1024), (512, 900), "12% narrower"),
-        ((1024, 2048), (512, 1000), ""),
-    ],
-)
-def test_stretched_images_are_told_of(image, size, words, capsys):
-    note_stretching(np.zeros((*image, 3), np.uint8), size)
-    said = capsys.readouterr().out
-    assert words in said and said.count("\n") == (1 if words else 0)
-
-
 def test_crop_and_pad():
     whole = torch.arange(12).view(1, 3, 4)
     assert crop_and_pad(whole, (1, 2), (2, 2), 0).tolist() == [[[6, 7], [10, 11]]]
@@ -220,3 +206,18 @@ def test_photometric_distortion_is_the_fields():
                 )
                 assert np.abs(result[:, row, column].numpy() - np.array(expected)).max() <= 1.0
     assert len(seen) > 15
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40))
+def test_windows_cover_everything_once_or_more(length, window, stride):
+    window, stride = min(window, length), min(stride, window)
+    starts = window_starts(length, window, stride)
+    assert {place for start in starts for place in range(start, start + window)} == set(range(length))
+    assert len(set(starts)) == len(starts)
+
+
+def test_maps_of_the_size_asked_for_are_not_copied():
+    maps = torch.rand(1, 2, 3, 4)
+    assert resize_maps(maps, (3, 4)) is maps
+    larger = resize_maps(maps, (6, 8))
+    assert larger.shape == (1, 2, 6, 8) and larger[0, 0, 0, 0] == maps[0, 0, 0, 0]

@@ -267,3 +267,13 @@ def _ranges(values: Iterable[int]) -> str:
         else:
             runs.append([value, value])
     return ", ".join(str(first) if first == last else f"{first}–{last}" for first, last in runs)
+
+
+# --- and back to colours -----------------------------------------------------------------------------------------
+
+
+def colour_mask(mask: np.ndarray, class_set: ClassSet) -> np.ndarray:
+    """Paint a mask (H, W) uint8 of train ids in the classes' colours -> (H, W, 3) uint8; 255 is black."""
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(class_set)] = class_set.palette
+    return table[mask]

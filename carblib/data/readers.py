@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -350,3 +350,15 @@ def _size(path: Path) -> tuple[int, int]:
     except (OSError, SyntaxError, ValueError):
         return read_image(path).shape[:2]  # which says what is wrong with the file
     return (width, height) if turned else (height, width)
+
+
+def note_stretching(image: np.ndarray, size: Sequence[int]) -> None:
+    """Print a line where an image (H, W, 3) would be stretched by more than 5 % on its way to `size` (h, w)."""
+    height, width = image.shape[:2]
+    factor = (size[1] / size[0]) / (width / height)
+    if not 0.95 <= factor <= 1.05:
+        fitting = [size[0], max(1, round(size[0] * width / height))]
+        print(
+            f"note: images of {height} x {width} become {abs(factor - 1):.0%} {'wider' if factor > 1 else 'narrower'} "
+            f"than they are at image_size {list(size)}; {fitting} would keep their shape"
+        )

@@ -17,18 +17,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from carblib.base.device import torch_device
 from carblib.base.errors import CarbError
 from carblib.classes import ClassSet
 from carblib.clip_attention import STRATEGIES
 from carblib.data.labels import ensure_labels, labels_of, labels_path, read_labels
 from carblib.data.readers import Split, open_split
-from carblib.infer import probabilities, torch_device
+from carblib.infer import probabilities
 from carblib.loss import consistent_region
 from carblib.masker import Masker, build_masker, pseudo_mask
 from carblib.params import Params, project_root, resolve
 from carblib.prompts import embed_words
 from carblib.training.state import load_trained
-from carblib.transforms import load_sized, resize_mask
+from carblib.transforms import load_sized, resize_maps, resize_mask
 from carblib.variants import in_order
 from carblib.views import LocalView, crop_view, zoom
 
@@ -108,7 +109,7 @@ class Explorer:
 
     def __init__(self, params: Params, checkpoints: Sequence[str | Path] = (), kept: Kept | None = None):
         self.params, self.class_set = params, params.class_set
-        self.device = torch_device(params)
+        self.device = torch_device(params.device)
         self.splits = open_splits(params)
         self.networks = trained_networks(params) | {_path_name(path): resolve(path) for path in checkpoints}
         self._masker = build_masker(params, self.device)
@@ -172,10 +173,10 @@ class Explorer:
 
     def _composed(self, state: ExplorerState, maps: Callable[[bool], Tensor]) -> np.ndarray:
         """Bring a map (h, w) of the whole image to the base size, that of the local view in its place."""
-        whole = _resize(maps(False), self.params.image_size)
+        whole = _resized(maps(False), self.params.image_size).clone()  # the map is kept for other views
         if state.local:
             top, left, bottom, right = self.box(state)
-            whole[top:bottom, left:right] = _resize(maps(True), (bottom - top, right - left))
+            whole[top:bottom, left:right] = _resized(maps(True), (bottom - top, right - left))
         return whole.numpy()
 
     def similarity(self, state: ExplorerState) -> np.ndarray:
@@ -338,8 +339,8 @@ def _bytes(value: Any) -> int:
     return sum(map(_bytes, value)) if isinstance(value, tuple) else getattr(value, "nbytes", 0)
 
 
-def _resize(one: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(one[None, None], size=tuple(size), mode="bilinear", align_corners=False)[0, 0]
+def _resized(one: Tensor, size: tuple[int, int]) -> Tensor:
+    return resize_maps(one[None, None], size)[0, 0]
 
 
 def _at(maps: Tensor, pixel: Pixel, size: tuple[int, int]) -> Tensor:

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ipywidgets import HTML, Button, Checkbox, FloatSlider, HBox, IntSlider, Layout, VBox
 
 from carblib.base.errors import CarbError
@@ -24,7 +23,6 @@ from carblib.explore.order import DISAGREEMENT, NAME, first_state, order, sorts,
 from carblib.explore.views import WIDTH, View, pixel_under, render_view, view_figure, view_of, view_record
 from carblib.explore.widgets import (
     PointerPicture,
-    SearchBox,
     as_jpeg,
     dropdown,
     error_text,
@@ -70,7 +68,8 @@ class ExplorerPanel:
         self.image = IntSlider(0, 0, 0, description="image", continuous_update=False, readout=False)
         self.previous = Button(description="◀ previous", layout=Layout(width="100px"))
         self.next = Button(description="next ▶", layout=Layout(width="100px"))
-        self.search = SearchBox(layout=Layout(width="240px"))
+        self.search = text_field("find", "", "part of a name, then Enter", "240px")
+        self.next_hit = Button(description="next hit", layout=Layout(width="90px"))
         self.shown_class = dropdown("class", [(n, c) for c, n in enumerate(explorer.class_set.names)], first.class_id)
         self.masker = dropdown("masker", explorer.maskers, first.masker)
         self.gate = dropdown("gating", GATES, first.gate)
@@ -90,7 +89,7 @@ class ExplorerPanel:
 
     def _layout(self) -> VBox:
         rows = [
-            [self.split, self.sort, self.previous, self.image, self.next, self.search],
+            [self.split, self.sort, self.previous, self.image, self.next, self.search, self.next_hit],
             [self.shown_class, self.masker, self.gate, self.words],
             [self.network, self.checkpoint, self.opacity, self.save],
             [self.local, self.column, self.row, self.zoom],
@@ -107,7 +106,8 @@ class ExplorerPanel:
             control.observe(self.redraw, "value")
         for control in (self.split, self.network, self.sort):
             control.observe(self._regroup, "value")
-        self.search.observe(self._find, "asked")
+        self.search.observe(self._find, "value")
+        self.next_hit.on_click(self._find)
         self.checkpoint.observe(self._add_network, "value")
         self.previous.on_click(lambda _: self._step(-1))
         self.next.on_click(lambda _: self._step(1))
@@ -201,9 +201,9 @@ class ExplorerPanel:
     def _step(self, by: int) -> None:
         self.image.value = min(max(self.image.value + by, 0), self.image.max)
 
-    def _find(self, change: dict[str, Any]) -> None:
+    def _find(self, _: Any = None) -> None:
         """Go to the next image after this one with the text in its name, and from the last to the first."""
-        wanted, names = change["new"]["text"].strip(), self.explorer.splits[self.split.value].names
+        wanted, names = self.search.value.strip(), self.explorer.splits[self.split.value].names
         hits = [place for place, i in enumerate(self._order) if wanted.lower() in names[i].lower()]
         if wanted and not hits:
             self.status.value = error_text(f"no image of split {self.split.value} has “{wanted}” in its name")
@@ -295,47 +295,3 @@ class ExplorerPanel:
 def watched(explorer: Explorer) -> bool:
     """Tell whether a panel is of use: a page watches, or `interactive` says so; else a figure is shown instead."""
     return explorer.params.interactive or is_live()
-
-
-def time_moves(panel: ExplorerPanel, moves: int = 30) -> np.ndarray:
-    """Move the panel's controls, one after the other, and return the seconds from each move to its new picture.
-
-    Two images, which are visited first so that their features are kept, then in turn: opacity, class, gating, words,
-    a click, the local view dragged, its zoom, the other image. Raises RuntimeError where a move draws nothing.
-    """
-    near = min(panel.image.value + 1, panel.image.max)
-    images = [panel.image.value, near]
-    words = list(dict.fromkeys([panel.explorer.class_set.words[c][0] for c in (-1, 0)]))
-    panel.local.value = True
-    for image, text in zip(images[::-1], words[::-1], strict=False):
-        panel.image.value, panel.words.value = image, text
-    height, width = panel.explorer.params.image_size
-    seconds = []
-    for move in range(moves):
-        turn, kind = divmod(move, 8)
-        before, started = panel.drawn, time.perf_counter()
-        if kind == 0:
-            panel.opacity.value = 0.3 + 0.1 * (turn % 4)
-        elif kind == 1:
-            panel.shown_class.value = (panel.shown_class.value + 1) % len(panel.explorer.class_set)
-        elif kind == 2:
-            panel.gate.value = GATES[2 * (panel.gate.value != "none")]
-        elif kind == 3:
-            panel.words.value = words[panel.words.value == words[0]]
-        elif kind == 4 or kind == 5:
-            share = (turn + 1) / 8
-            event = {
-                "kind": ("click", "drag")[kind == 5],
-                "x": 0.25 * share,
-                "y": 0.1 + 0.1 * share,
-                "time": move + 1.0,
-            }
-            panel.picture.event = event
-        elif kind == 6:
-            panel.zoom.value = 1.1 + 0.1 * turn
-        else:
-            panel.image.value = images[panel.image.value == images[0]]
-        seconds.append(time.perf_counter() - started)
-        if panel.drawn != before + 1:
-            raise RuntimeError(f"move {move} drew {panel.drawn - before} pictures: {panel.status.value}")
-    return np.array(seconds)

@@ -20,13 +20,13 @@ from matplotlib.patches import Patch, Rectangle
 from PIL import Image, ImageDraw, ImageFont
 
 from carblib.classes import IGNORE, ClassSet
+from carblib.data.label_maps import colour_mask
 from carblib.explore.explorer import Box, Explorer, ExplorerState, Pixel
 from carblib.figures.captions import FigureRecord, figure_record
 from carblib.figures.style import (
     FAINT,
     INK,
     VALUE_MAP,
-    colorize,
     legend_columns,
     new_figure,
     paper_style,
@@ -81,7 +81,7 @@ def view_of(explorer: Explorer, state: ExplorerState) -> View:
     grey = np.repeat(image.mean(-1, keepdims=True).astype(np.uint8), 3, axis=-1)
 
     def painted(mask: np.ndarray) -> np.ndarray:
-        return _mix(grey, colorize(mask, classes), opacity)
+        return _mix(grey, colour_mask(mask, classes), opacity)
 
     named = {"pseudo-mask": shrink(explorer.pseudo_mask(state), DETAIL)}
     predicted, consistent, gated = explorer.prediction(state), explorer.consistent(state), subject.labels is not None

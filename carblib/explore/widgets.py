@@ -19,25 +19,6 @@ from carblib.explore.explorer import Explorer, ExplorerState
 from carblib.results.words import truth_name
 
 QUALITY = 90  # of the JPEG shown; saved views are drawn anew
-_SEARCH = """
-function render({ model, el }) {
-  el.classList.add("widget-inline-hbox", "widget-text");
-  const label = document.createElement("label"), box = document.createElement("input");
-  label.className = "widget-label";
-  label.style.width = "auto";
-  label.textContent = model.get("label");
-  box.type = "text";
-  box.placeholder = "part of a name, then Enter";
-  box.onkeydown = (e) => {
-    e.stopPropagation();
-    if (e.key !== "Enter") return;
-    model.set("asked", { text: box.value, time: performance.now() });
-    model.save_changes();
-  };
-  el.append(label, box);
-}
-export default { render };
-"""
 _JAVASCRIPT = """
 function render({ model, el }) {
   const img = document.createElement("img");
@@ -97,17 +78,6 @@ class PointerPicture(anywidget.AnyWidget):
     alt = traitlets.Unicode("").tag(sync=True)
     event = traitlets.Dict().tag(sync=True)
     answered = traitlets.Float(0).tag(sync=True)
-
-
-class SearchBox(anywidget.AnyWidget):
-    """A line of text that reports each Enter as `asked` {text, time}, the same text again as well.
-
-    The text fields of ipywidgets report changes only, so that none of them can search for the next hit.
-    """
-
-    _esm = _SEARCH
-    label = traitlets.Unicode("find").tag(sync=True)
-    asked = traitlets.Dict().tag(sync=True)
 
 
 def as_jpeg(picture: np.ndarray) -> bytes:

@@ -17,11 +17,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from carblib.classes import ClassSet
+from carblib.data.label_maps import colour_mask
 from carblib.data.mask_folders import mask_path, read_mask
 from carblib.data.readers import Split
 from carblib.figures.captions import Drawn, figure_record, image_index, open_data
 from carblib.figures.scores import checkpoints, main_evaluation
-from carblib.figures.style import FAINT, PDF_DPI, VALUE_MAP, class_legend, colorize, new_figure, paper_style, shrink
+from carblib.figures.style import FAINT, PDF_DPI, VALUE_MAP, class_legend, new_figure, paper_style, shrink
 from carblib.results.saved import Missing, RunResults, prediction_path, read_arrays
 from carblib.results.words import PAGE, percent, truth_name
 from carblib.variants import abbreviations, in_order, variant_label
@@ -94,7 +95,7 @@ def qualitative_grid(rows: Sequence[GridRow], class_set: ClassSet) -> Figure:
             line[0].set_ylabel(row.label.replace("most small ", "most small\n"), fontsize=7.5)
         for axes, title in zip(line[1:], titles[1:], strict=True):
             if title in row.masks:
-                show_picture(axes, colorize(row.masks[title], class_set), row.image.shape)
+                show_picture(axes, colour_mask(row.masks[title], class_set), row.image.shape)
             axes.set_xlabel(row.notes.get(title, ""), fontsize=7, labelpad=1.5)
     for axes, title in zip(panels[0], titles, strict=True):
         # A letter of a title takes about 0.066 in.
@@ -119,9 +120,9 @@ def similarity_panel(
 
     `maps` {class: (h, w) cosine similarity}. All maps share one scale, whose ends are their 1st and 99th percentile.
     """
-    pictures = {"image": image, "pseudo-mask": colorize(mask, class_set)}
+    pictures = {"image": image, "pseudo-mask": colour_mask(mask, class_set)}
     if truth is not None:
-        pictures[truth_title] = colorize(truth, class_set)
+        pictures[truth_title] = colour_mask(truth, class_set)
     total = len(pictures) + len(maps)
     columns = min(4, total)
     figure, panels = panels_of([image] * -(-total // columns), columns)

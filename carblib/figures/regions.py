@@ -13,9 +13,10 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 from scipy.optimize import isotonic_regression
 
 from carblib.classes import ClassSet
+from carblib.data.label_maps import colour_mask
 from carblib.figures.captions import Drawn, figure_record, image_index, images_of, open_data
 from carblib.figures.grids import fit_height, panels_of, show_picture
-from carblib.figures.style import INK, MARKERS, class_legend, colorize, new_figure, paper_style
+from carblib.figures.style import INK, MARKERS, class_legend, new_figure, paper_style
 from carblib.figures.training import mark_warmup, of_training, over_training, shown_training, warmup_of
 from carblib.results.saved import Missing, RunResults, class_groups, read_regions, region_folders
 from carblib.results.words import COLUMN, PAGE, percent
@@ -215,14 +216,14 @@ def draw_region_maps(
     masks = [regions[i][key] for i in iterations for key in ("pseudo_mask", "prediction")]
     show_picture(panels[0][0], image, image.shape)
     panels[0][0].set_title("image", fontweight="normal", fontsize=7)
-    show_picture(panels[1][0], colorize(first["pseudo_mask"], class_set), image.shape)
+    show_picture(panels[1][0], colour_mask(first["pseudo_mask"], class_set), image.shape)
     panels[1][0].set_xlabel("CLIP mask", labelpad=1.5, fontsize=7)
     for column, iteration in enumerate(iterations, start=1):
         region = regions[iteration]
         agreed = np.asarray(region["consistent"], bool)
-        shown = np.where(agreed[..., None], colorize(region["pseudo_mask"], class_set), np.uint8(blank))
+        shown = np.where(agreed[..., None], colour_mask(region["pseudo_mask"], class_set), np.uint8(blank))
         show_picture(panels[0][column], shown, image.shape)
-        show_picture(panels[1][column], colorize(region["prediction"], class_set), image.shape)
+        show_picture(panels[1][column], colour_mask(region["prediction"], class_set), image.shape)
         when = "" if not warmup else " (warm-up)" if iteration <= warmup else ""
         panels[0][column].set_title(f"iteration {iteration}{when}", fontweight="normal", fontsize=7)
         panels[0][column].set_xlabel(f"{100 * agreed.mean():.0f} % consistent", labelpad=1.5, fontsize=7)

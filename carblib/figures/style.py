@@ -119,13 +119,6 @@ def class_colours(class_set: ClassSet) -> np.ndarray:
     return np.array(class_set.palette, float) / 255
 
 
-def colorize(mask: np.ndarray, class_set: ClassSet) -> np.ndarray:
-    """Turn a mask (H, W) of train ids into (H, W, 3) uint8 by the dataset's palette; ignored pixels are black."""
-    table = np.zeros((256, 3), np.uint8)
-    table[: len(class_set)] = class_set.palette
-    return table[mask]
-
-
 def class_legend(figure: Figure, masks: Sequence[np.ndarray], class_set: ClassSet, extra: Sequence[Patch] = ()) -> None:
     """Put one legend below the figure that names only the classes in these masks (and void where it is in view).
 

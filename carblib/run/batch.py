@@ -51,7 +51,7 @@ class Job:
 def run_notebook(job: Job, notebook: str, force: bool) -> None:
     """Run one notebook of a job unless its done marker says it is finished with the same parameters.
 
-    Raises NotebookFailed; the executed notebook and its page are in ``runs/<run>/notebooks/``.
+    Raises NotebookFailed; the executed notebook and its page are in `runs/<run>/notebooks/`.
     """
     params, output = job.params, job.params.run_dir / "notebooks" / f"{notebook}.ipynb"
     done = read_done(params, notebook)

@@ -37,8 +37,8 @@ def start(namespace: Mapping[str, Any], notebook: str, *, writes: bool = True) -
     """Return the checked parameters of a notebook: `params = start(globals(), "01_dataset_analysis")`.
 
     Writes them to runs/<run>/params.yaml, which says what the run's results were made with, unless the notebook
-    `writes` none; renders missing scenes; says in one line what runs, on what and with which CLIP, which captions then need not repeat; and
-    keeps packages' warnings out of the page.
+    `writes` none; renders missing scenes; says in one line what runs, on what and with which CLIP, which captions then
+    need not repeat; and keeps packages' warnings out of the page.
     Raises CarbError for a name that is no parameter, a value that cannot be one, or a file that cannot be read.
     """
     warnings.filterwarnings("ignore", category=UserWarning)

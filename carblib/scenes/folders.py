@@ -25,8 +25,14 @@ VERSION = 1  # raised when the same seed gives another picture
 _NAME = re.compile(r"\d{6}\.png")
 
 
-def write_scenes(root: str | Path, split: str, count: int, seed: int = 0, size: tuple[int, int] = (256, 512),
-                 processes: int | None = None) -> Path:  # fmt: skip
+def write_scenes(
+    root: str | Path,
+    split: str,
+    count: int,
+    seed: int = 0,
+    size: tuple[int, int] = (256, 512),
+    processes: int | None = None,
+) -> Path:
     """Write scenes in CamVid's SegNet form: `root/split/000001.png` with `root/splitannot/000001.png` (L, ids 0–10).
 
     Complete pairs are kept, so an interrupted run goes on where it stopped. CarbError if the folder holds scenes of

@@ -152,14 +152,10 @@ def _houses(plan: Plan, side: int, tallness: float, density: float, autumn: bool
             height = max(3.5, tallness * rng.uniform(0.65, 1.35) * (0.75 if kind == "house" else 1.0))
             roof = rng.uniform(1.5, 3.5) if plan.chance(0.75 if kind == "house" else 0.3) else 0.0
             used = kind if plan.chance(0.7) else pick(rng, ("house", "shop", "office", "flats"))
-            plan.add(far, _building, Building(x, side, z, far, height, used, roof))
+            plan.add(far, draw_building, Building(x, side, z, far, height, used, roof))
         else:
             _gap(plan, side, z, far, autumn)
         z = far + (0.0 if kind != "house" else rng.uniform(0.5, 4))
-
-
-def _building(canvas: Canvas, house: Building, rng: np.random.Generator) -> None:
-    draw_building(canvas, house, rng)
 
 
 def _leaf_word(plan: Plan, autumn: bool) -> str:
@@ -242,12 +238,8 @@ def _parked(plan: Plan, side: int) -> None:
     for _ in range(int(rng.random() * 9)):
         if not plan.in_junction(z, 3.0):
             pose = Pose(plan.edge(side, -1.05), z, toward + rng.normal(0, 0.03))
-            plan.add(z, _vehicle, pick(rng, _VEHICLES), pose)
+            plan.add(z, draw_vehicle, pick(rng, _VEHICLES), pose)
         z += rng.uniform(5.6, 8.5) if plan.chance(0.75) else rng.uniform(10, 20)
-
-
-def _vehicle(canvas: Canvas, kind: str, pose: Pose, rng: np.random.Generator) -> None:
-    draw_vehicle(canvas, kind, pose, rng)
 
 
 def _traffic(plan: Plan) -> None:
@@ -262,12 +254,12 @@ def _traffic(plan: Plan) -> None:
                 kind = pick(rng, (*_VEHICLES, "bus", "lorry", "taxi"))
                 pose = Pose(lane * rng.uniform(0.45, 0.75) * room, z, toward + rng.normal(0, 0.03))
                 if z > (16 if kind in ("bus", "lorry") else 8):
-                    plan.add(z, _vehicle, kind, pose)
+                    plan.add(z, draw_vehicle, kind, pose)
             z += rng.uniform(9, 30)
     if plan.street.junction is not None and plan.chance(0.5):
         z = sum(plan.street.junction) / 2 + rng.uniform(-1.5, 1.5)
         pose = Pose(rng.uniform(-10, 10), z, pick(rng, (-1, 1)) * np.pi / 2)
-        plan.add(z, _vehicle, pick(rng, _VEHICLES), pose)
+        plan.add(z, draw_vehicle, pick(rng, _VEHICLES), pose)
 
 
 def _people(plan: Plan) -> None:

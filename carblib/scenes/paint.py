@@ -373,5 +373,6 @@ def _white_noise() -> np.ndarray:
 def _sensor_noise(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     table = _white_noise()
     start = int(rng.integers(len(table) // 2))
-    return np.resize(table[start:], (height, width)) if height * width > len(table) - start else (
-        table[start : start + height * width].reshape(height, width))  # fmt: skip
+    if height * width > len(table) - start:
+        return np.resize(table[start:], (height, width))
+    return table[start : start + height * width].reshape(height, width)

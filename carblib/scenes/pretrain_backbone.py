@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import math
 import time
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +17,11 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from carblib.base import files
-from carblib.base.progress import bar_options
 from carblib.classes import CAMVID
 from carblib.network import normalise, small_backbone
-from carblib.scenes.folders import render_scene, scene_seed
-from carblib.scenes.pretrain_clip import RenderedScene
+from carblib.scenes.pretrain_clip import RenderedScene, render_pool
 
 SIZE = 64  # pixels of a crop's side
 ZOOM = (1.0, 3.5)  # range of enlargement; the demo's network sees images enlarged by 2
@@ -55,7 +50,7 @@ class CropSampler:
                 self.by_kind.setdefault(CAMVID.names[values[0]], []).append((index, box))
 
     def batch(self, count: int, size: int, zoom: tuple[float, float]) -> tuple[Tensor, Tensor]:
-        """Return crops (B, 3, size, size) uint8 and kinds (B,) long; pixels are enlarged by a factor from ``zoom``."""
+        """Return crops (B, 3, size, size) uint8 and kinds (B,) long; pixels are enlarged by a factor from `zoom`."""
         crops = torch.zeros(count, 3, size, size, dtype=torch.uint8)
         kinds = torch.from_numpy(self.rng.integers(len(self.kinds), size=count))
         for row, kind in enumerate(kinds.tolist()):
@@ -79,20 +74,13 @@ def centre_pool(features: Tensor) -> Tensor:
     return features[:, :, height // 4 : height - height // 4, width // 4 : width - width // 4].mean((2, 3))
 
 
-def _render(index: int, seed: int) -> RenderedScene:
-    scene = render_scene(scene_seed("backbone", index, seed))
-    return RenderedScene(scene.image, scene.mask, scene.objects)
-
-
 def pretrain(minutes: float, scenes: int, batch_size: int, lr: float, seed: int, output: Path) -> Path:
     """Train for a time budget, print the accuracy on crops of unseen scenes, write safetensors; returns the path."""
     torch.manual_seed(seed)
-    with ProcessPoolExecutor(2) as pool:
-        made = pool.map(partial(_render, seed=seed), range(scenes), chunksize=16)
-        pool_of_scenes = list(tqdm(made, total=scenes, desc="rendering", **bar_options()))
+    pool = render_pool("backbone", scenes, seed)
     held_out = max(1, scenes // 20)
-    sampler = CropSampler(pool_of_scenes[held_out:], np.random.default_rng([seed, 1]))
-    check = CropSampler(pool_of_scenes[:held_out], np.random.default_rng([seed, 2]))
+    sampler = CropSampler(pool[held_out:], np.random.default_rng([seed, 1]))
+    check = CropSampler(pool[:held_out], np.random.default_rng([seed, 2]))
     backbone = small_backbone().to(memory_format=torch.channels_last)
     classifier = nn.Linear(backbone.channels, len(sampler.kinds))
     steps = fit(backbone, classifier, sampler, minutes, batch_size, lr)

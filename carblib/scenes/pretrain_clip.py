@@ -1,6 +1,6 @@
 """Train the small embedded CLIP on rendered image-caption pairs: ``carb pretrain clip``.
 
-The model is OpenAI's architecture (``clip.model.CLIP``) at a small size. It sees crops of rendered scenes, each with a
+The model is OpenAI's architecture (`clip.model.CLIP`) at a small size. It sees crops of rendered scenes, each with a
 caption that names what the crop shows, and learns from two losses, neither of which reads a mask:
 
 * the symmetric contrastive loss over image-caption pairs (Radford et al. 2021, Sec. 2.3);
@@ -32,8 +32,8 @@ from tqdm import tqdm
 from carblib.base import files
 from carblib.base.progress import bar_options
 from carblib.classes import CAMVID
-from carblib.clip_attention import position_embeddings, value_path
-from carblib.clip_models import CLIP_MEAN, CLIP_STD, clip
+from carblib.clip_attention import tokens_before_last_block, value_path
+from carblib.clip_files import CLIP_MEAN, CLIP_STD, clip
 from carblib.prompts import TEMPLATES
 from carblib.scenes.folders import SceneObject, render_scene, scene_seed
 
@@ -46,6 +46,8 @@ SIZES = {  # crop size in pixels -> share of the later steps; the demo's local v
     (96, 96): 0.10,
     (128, 64): 0.20,
 }
+# What captions say instead of a class's first word. Not the synonyms of `ClassSet.words`: the embedded CLIP was
+# trained with these.
 SYNONYMS = {
     "road": ("street",),
     "sidewalk": ("pavement",),
@@ -72,15 +74,15 @@ def build_clip(width: int = 128, layers: int = 4) -> nn.Module:
 
 
 # --- image-caption pairs ---------------------------------------------------------------------------------------------
-def _render(index: int, seed: int) -> RenderedScene:
-    scene = render_scene(scene_seed("clip", index, seed))
+def _render(index: int, use: str, seed: int) -> RenderedScene:
+    scene = render_scene(scene_seed(use, index, seed))
     return RenderedScene(scene.image, scene.mask, scene.objects)
 
 
-def render_pool(count: int, seed: int, processes: int) -> list[RenderedScene]:
-    """Render the training scenes (seed range "clip") with a progress bar."""
+def render_pool(use: str, count: int, seed: int, processes: int = 2) -> list[RenderedScene]:
+    """Render the training scenes of a use ("clip", "backbone": a seed range of its own) with a progress bar."""
     with ProcessPoolExecutor(processes) as pool:
-        scenes = pool.map(partial(_render, seed=seed), range(count), chunksize=16)
+        scenes = pool.map(partial(_render, use=use, seed=seed), range(count), chunksize=16)
         return list(tqdm(scenes, total=count, desc="rendering", **bar_options()))
 
 
@@ -158,29 +160,17 @@ class PairSampler:
 def image_features(model: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Class-token embedding (B, D) and value-path patch features (B, N, D), both unit norm, of normalised pixels."""
     visual = model.visual
-    x = visual.conv1(pixels)
-    grid = (x.shape[2], x.shape[3])
-    x = torch.cat([visual.class_embedding.expand(len(x), 1, -1), x.flatten(2).transpose(1, 2)], 1)
-    x = visual.ln_pre(x + position_embeddings(visual, grid)).transpose(0, 1)
-    for block in visual.transformer.resblocks[:-1]:
-        x = block(x)
+    x, grid = tokens_before_last_block(visual, pixels)
     last = visual.transformer.resblocks[-1]
-    token = visual.ln_post(last(x)[0]) @ visual.proj
-    dense = visual.ln_post(value_path(last, x.transpose(0, 1), grid)) @ visual.proj
+    token = visual.ln_post(last(x.transpose(0, 1))[0]) @ visual.proj
+    dense = visual.ln_post(value_path(last, x, grid)) @ visual.proj
     return F.normalize(token, dim=-1), F.normalize(dense, dim=-1)
 
 
 def text_features(model: nn.Module, tokens: Tensor) -> Tensor:
     """Text embeddings (N, D), unit norm, with the context cut after the longest text (the attention is causal)."""
     length = int(tokens.argmax(1).max()) + 1
-    x = (model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length]).transpose(0, 1)
-    mask = model.transformer.resblocks[0].attn_mask[:length, :length].to(x)
-    for block in model.transformer.resblocks:
-        normed = block.ln_1(x)
-        x = x + block.attn(normed, normed, normed, need_weights=False, attn_mask=mask)[0]
-        x = x + block.mlp(block.ln_2(x))
-    x = model.ln_final(x).transpose(0, 1)
-    return F.normalize(x[torch.arange(len(x)), tokens.argmax(1)] @ model.text_projection, dim=-1)
+    return F.normalize(model.encode_text(tokens[:, :length]), dim=-1)
 
 
 def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
@@ -215,12 +205,12 @@ def optimisers(model: nn.Module, extra: list[nn.Parameter], lr: float) -> list[t
 
 
 def learning_rate(peak: float, done: float) -> float:
-    """Linear warm-up over the first 4 %, then cosine to 2 % of the peak; ``done`` in [0, 1]."""
+    """Linear warm-up over the first 4 %, then cosine to 2 % of the peak; `done` in [0, 1]."""
     return peak * min(1.0, done / 0.04) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def next_size(done: float, rng: np.random.Generator) -> tuple[int, int]:
-    """Crop size of the next step; ``done`` in [0, 1] is the share of the time that has passed."""
+    """Crop size of the next step; `done` in [0, 1] is the share of the time that has passed."""
     if done < FIRST:
         return (32, 32)
     sizes, shares = list(SIZES), list(SIZES.values())
@@ -230,7 +220,7 @@ def next_size(done: float, rng: np.random.Generator) -> tuple[int, int]:
 def train_clip(minutes: float, scenes: int, batch_size: int, lr: float, seed: int, output: Path) -> Path:
     """Train for a time budget and write the checkpoint in OpenAI's state-dict format; returns its path."""
     torch.manual_seed(seed)
-    sampler = PairSampler(render_pool(scenes, seed, processes=2), np.random.default_rng([seed, 7]))
+    sampler = PairSampler(render_pool("clip", scenes, seed), np.random.default_rng([seed, 7]))
     model = build_clip()
     word_scale = nn.Parameter(torch.tensor(15.0).log())
     optims = optimisers(model, [word_scale], lr)

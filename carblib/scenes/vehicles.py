@@ -99,7 +99,7 @@ def _faces_camera(points: list) -> bool:
 def draw_vehicle(canvas: Canvas, kind: str, pose: Pose, rng: np.random.Generator) -> None:
     """Draw one vehicle; kind is a key of `BODIES` or 'taxi'."""
     word = "yellow" if kind == "taxi" else pick(rng, CAR_WORDS)
-    if kind in ("bus",):
+    if kind == "bus":
         word = pick(rng, ("red", "blue", "green", "white", "yellow"))
     body = BODIES["saloon" if kind == "taxi" else kind]
     ident = canvas.add(CAR, word, kind, 0.015)
@@ -144,8 +144,7 @@ def _underside(canvas: Canvas, place: _Placed, ident: int, z: float) -> None:
     if canvas.camera.scale(z) * place.body.height < 10 * OVERSAMPLING:
         low = max(low, 0.1)
     tyre = canvas.light.shade((26, 26, 28), z)
-    front = place.body.length and place.eye()[0] > 0
-    l = 0.93 if front else 0.07
+    l = 0.93 if place.eye()[0] > 0 else 0.07
     for w in (-1, 0.72):
         quad = [(l, w, 0), (l, w + 0.28, 0), (l, w + 0.28, low), (l, w, low)]
         canvas.polygon(place.points(quad), tyre, ident)

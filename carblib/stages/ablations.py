@@ -1,6 +1,6 @@
 """Ablations: the grid of variants x paths x maskers x seeds from one parameters file, finished cells skipped.
 
-A masker and a path make a run of their own, ``runs/<run>.<masker>.<path>/``, in which every variant is trained with
+A masker and a path make a run of their own, `runs/<run>.<masker>.<path>/`, in which every variant is trained with
 every seed; what they share (pseudo-masks, the frozen backbone's features) is made once. The rows, one per cell, are in
 ``runs/<run>/ablations.json``: ``carb ablate params/demo.yaml``.
 """

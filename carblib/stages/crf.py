@@ -1,6 +1,6 @@
 """Dense-CRF refinement of pseudo-masks (Krähenbühl & Koltun 2011), for the single path.
 
-pydensecrf is imported only when a mask is refined. The defaults are the official settings (METHOD.md, 6). A
+pydensecrf is imported only when a mask is refined. The settings are the official ones (METHOD.md, 6). A
 1024×2048 image takes half a minute on one core, so folders of masks are refined by several processes, resumably;
 `carb masks params/x.yaml --crf` does so.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -19,25 +18,24 @@ from tqdm import tqdm
 
 from carblib.base import files
 from carblib.base.errors import CarbError
+from carblib.base.processes import deal, in_processes
 from carblib.base.progress import bar_options
 from carblib.classes import IGNORE
-from carblib.data.mask_folders import claim, deal, in_processes, missing, read_mask, write_mask
+from carblib.data.mask_folders import claim, missing, read_mask, write_mask
 from carblib.data.readers import Split, open_split
 from carblib.params import Params
 from carblib.transforms import load_sized
 
-
-@dataclass(frozen=True)
-class CrfSettings:
-    """Label confidence 0–1, kernel widths in pixels (sxy) and grey levels (srgb), weights (compat), iterations."""
-
-    gt_prob: float = 0.7
-    gaussian_sxy: float = 3.0
-    gaussian_compat: float = 3.0
-    bilateral_sxy: float = 50.0
-    bilateral_srgb: float = 5.0
-    bilateral_compat: float = 10.0
-    iterations: int = 10
+# Label confidence 0–1, kernel widths in pixels (sxy) and grey levels (srgb), weights (compat), iterations.
+SETTINGS = {
+    "gt_prob": 0.7,
+    "gaussian_sxy": 3.0,
+    "gaussian_compat": 3.0,
+    "bilateral_sxy": 50.0,
+    "bilateral_srgb": 5.0,
+    "bilateral_compat": 10.0,
+    "iterations": 10,
+}
 
 
 def load_densecrf() -> ModuleType:
@@ -51,7 +49,7 @@ def load_densecrf() -> ModuleType:
         ) from error
 
 
-def refine(image: np.ndarray, mask: np.ndarray, classes: int, settings: CrfSettings | None = None) -> np.ndarray:
+def refine(image: np.ndarray, mask: np.ndarray, classes: int) -> np.ndarray:
     """Refine a mask (H, W) uint8 of a set of `classes` with the image (H, W, 3) uint8 it belongs to -> (H, W) uint8.
 
     Only classes present in the mask take part (time grows with their number), so none is added. A pixel's unary energy
@@ -61,67 +59,56 @@ def refine(image: np.ndarray, mask: np.ndarray, classes: int, settings: CrfSetti
     """
     if image.shape[:2] != mask.shape:
         raise CarbError(f"crf: the image is {image.shape[:2]}, its mask {mask.shape}; export the masks again")
-    settings = settings or CrfSettings()
     present = np.unique(mask[mask != IGNORE])
     if len(present) < 2:
         return mask.copy()
     densecrf = load_densecrf()
     height, width = mask.shape
     field = densecrf.DenseCRF2D(width, height, len(present))
-    field.setUnaryEnergy(unary(mask, present, classes, settings.gt_prob))
-    field.addPairwiseGaussian(sxy=settings.gaussian_sxy, compat=settings.gaussian_compat)
+    field.setUnaryEnergy(unary(mask, present, classes, SETTINGS["gt_prob"]))
+    field.addPairwiseGaussian(sxy=SETTINGS["gaussian_sxy"], compat=SETTINGS["gaussian_compat"])
     field.addPairwiseBilateral(
-        sxy=settings.bilateral_sxy,
-        srgb=settings.bilateral_srgb,
+        sxy=SETTINGS["bilateral_sxy"],
+        srgb=SETTINGS["bilateral_srgb"],
         rgbim=np.ascontiguousarray(image),
-        compat=settings.bilateral_compat,
+        compat=SETTINGS["bilateral_compat"],
     )
-    probabilities = np.array(field.inference(settings.iterations)).reshape(len(present), height, width)
+    probabilities = np.array(field.inference(SETTINGS["iterations"])).reshape(len(present), height, width)
     refined = present[probabilities.argmax(0)].astype(np.uint8)
     return np.where(mask == IGNORE, np.uint8(IGNORE), refined)
 
 
 def unary(mask: np.ndarray, present: np.ndarray, classes: int, gt_prob: float) -> np.ndarray:
     """Unary energies (n, H·W) float32 of a mask (H, W) over those n ≥ 2 of the `classes` that are `present`."""
-    if not 0 < gt_prob < 1:
-        raise CarbError(f"crf: gt_prob is a probability between 0 and 1, not {gt_prob}")
     flat = mask.ravel()
     chance = np.where(flat[None] == present[:, None], gt_prob, (1 - gt_prob) / (classes - 1))
     chance[:, flat == IGNORE] = 1 / classes
     return np.ascontiguousarray(-np.log(chance), dtype=np.float32)
 
 
-def refine_folder(
-    source: Path,
-    folder: Path,
-    split: Split,
-    params: Params,
-    processes: int = 1,
-    settings: CrfSettings | None = None,
-) -> Path:
+def refine_folder(source: Path, folder: Path, split: Split, params: Params, processes: int = 1) -> Path:
     """Refine the masks of `source` (`<name>.png`, each at its own size) that `folder` lacks; returns `folder`.
 
     Resumable: `folder` remembers these settings and those of `source`. Raises CarbError for a mask that is missing, for
     a folder of other settings, and where pydensecrf isn't installed.
     """
-    settings = settings or CrfSettings()
     load_densecrf()  # asked here once, so that its absence is not told by every process
     made = source / "settings.json"
     masks = files.read_json(made) if made.is_file() else {"folder": str(source)}
-    crf = asdict(settings) | {"classes": len(split.class_set)}
+    crf = SETTINGS | {"classes": len(split.class_set)}
     claim(folder, {"crf": crf, "masks": masks, "split": split.name})
     todo = missing(folder, split.names)
     if todo:
-        in_processes(_refine_share, deal(todo, processes), source, folder, split.name, params, settings)
+        in_processes(_refine_share, deal(todo, processes), source, folder, split.name, params)
     return folder
 
 
 def _refine_share(
-    share: Sequence[int], show: bool, source: Path, folder: Path, split_name: str, params: Params, settings: CrfSettings
+    share: Sequence[int], show: bool, source: Path, folder: Path, split_name: str, params: Params
 ) -> None:
     split = open_split(params, split_name)
     for i in tqdm(share, desc=f"{split_name} crf", unit="image", disable=not show, **bar_options()):
         mask = read_mask(source, split.names[i], len(split.class_set))
         image = load_sized(split.image(i), mask.shape).permute(1, 2, 0).numpy()
-        refined = refine(image, mask, len(split.class_set), settings)
+        refined = refine(image, mask, len(split.class_set))
         write_mask(folder, split.names[i], refined, split.class_set)

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from carblib.base import files
+from carblib.base.device import torch_device
 from carblib.data.labels import training_labels
 from carblib.data.readers import Split
-from carblib.infer import torch_device
 from carblib.masker import build_masker, pseudo_mask
 from carblib.params import Params
 from carblib.transforms import load_sized
@@ -25,7 +25,7 @@ def save_similarity(params: Params, split: Split, maps: int = 5) -> Path:
     Writes runs/<run>/similarity_maps.npz and returns its path: split, name; words (K,) of at most `maps` classes, small
     ones first; similarity (K, h, w) float32 cosine; mask (H, W) uint8.
     """
-    device, small = torch_device(params), split.class_set.small_ids
+    device, small = torch_device(params.device), split.class_set.small_ids
     masker, labels = build_masker(params, device), training_labels(params, split)
     i = int(labels.sum(1).argmax())
     present = np.flatnonzero(labels[i])
@@ -49,7 +49,7 @@ def save_examples(params: Params, split: Split, chosen: Mapping[str, str]) -> Pa
     Writes runs/<run>/mask_examples.npz and returns its path: split; rules and names (N,); no_labels (N, H, W) uint8.
     The other masks are those of `pseudo_masks.export_masks`.
     """
-    device = torch_device(params)
+    device = torch_device(params.device)
     masker, masks = build_masker(params, device), []
     for name in chosen.values():
         image = load_sized(split.image(split.names.index(name)), params.image_size).to(device)

@@ -18,12 +18,12 @@ from tqdm import tqdm
 
 from carblib import __version__
 from carblib.base import files
+from carblib.base.device import torch_device
 from carblib.base.errors import CarbError
 from carblib.base.progress import bar_options
 from carblib.clip_models import ClipModel
 from carblib.data.labels import training_labels
 from carblib.data.readers import Split
-from carblib.infer import torch_device
 from carblib.masker import build_masker
 from carblib.metrics import confusion, iou, mean_of
 from carblib.params import Params
@@ -91,7 +91,7 @@ def _changed(params: Params, changes: Mapping[str, Any], clip_model: ClipModel) 
 
 @torch.inference_mode()
 def _measure(params: Params, split: Split, chosen: list[int], labels: Tensor, local: bool) -> dict[str, Any]:
-    device = torch_device(params)
+    device = torch_device(params.device)
     masker = build_masker(params, device)
     classes, times = len(split.class_set), []
     total = np.zeros((classes, classes + 1), np.int64)

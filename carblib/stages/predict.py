@@ -14,13 +14,14 @@ from torch import nn
 from tqdm import tqdm
 
 from carblib.base import files
+from carblib.base.device import torch_device
 from carblib.base.errors import CarbError
 from carblib.base.progress import bar_options
 from carblib.classes import CITYSCAPES, IGNORE, ClassSet
-from carblib.data import label_maps
+from carblib.data.label_maps import cityscapes_label_ids, colour_mask
 from carblib.data.mask_folders import claim, missing, read_mask, write_mask
 from carblib.data.readers import Split, open_pictures
-from carblib.infer import predict_mask, torch_device
+from carblib.infer import predict_mask
 from carblib.params import Params
 from carblib.training.state import load_trained
 
@@ -49,7 +50,7 @@ def predict_checkpoint(
         )
     folder = folder or prediction_folder(params, checkpoint.parent.name, split.name)
     settings = {"weights": files.sha256(checkpoint)}
-    return predict_split(network.to(torch_device(params)), split, params, folder, settings, pictures)
+    return predict_split(network.to(torch_device(params.device)), split, params, folder, settings, pictures)
 
 
 def predict_split(
@@ -73,13 +74,6 @@ def predict_split(
     return folder
 
 
-def colour_mask(mask: np.ndarray, class_set: ClassSet) -> np.ndarray:
-    """Paint a mask (H, W) of train ids in the classes' colours -> (H, W, 3) uint8; 255 is black."""
-    table = np.zeros((256, 3), np.uint8)
-    table[: len(class_set)] = class_set.palette
-    return table[mask]
-
-
 def overlay(image: np.ndarray, mask: np.ndarray, class_set: ClassSet, opacity: float = OPACITY) -> np.ndarray:
     """Lay a mask (H, W) over its image (H, W, 3) uint8 with `opacity` 0–1; ignored pixels (255) show the image."""
     mixed = np.rint((1 - opacity) * image + opacity * colour_mask(mask, class_set)).astype(np.uint8)
@@ -95,7 +89,7 @@ def write_submission(folder: Path, split: Split, destination: Path) -> Path:
     if split.class_set.names != CITYSCAPES.names:
         raise CarbError(f"--submission: needs the classes of cityscapes, not of {split.class_set.name}; leave it out")
     label_ids = np.zeros(256, np.uint8)
-    for label_id, train_id in label_maps.cityscapes_label_ids().items():
+    for label_id, train_id in cityscapes_label_ids().items():
         if train_id != IGNORE:
             label_ids[train_id] = label_id
     for name in tqdm(split.names, desc="submission", unit="image", **bar_options()):

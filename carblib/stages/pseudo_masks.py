@@ -17,17 +17,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from carblib.base import files
+from carblib.base.device import torch_device
 from carblib.base.errors import CarbError
+from carblib.base.processes import deal, in_processes
 from carblib.base.progress import bar_options
 from carblib.data.labels import ensure_labels, training_labels
-from carblib.data.mask_folders import are_given, claim, deal, in_processes, missing, pseudo_mask_folder, write_mask
-from carblib.data.readers import Split, open_split
-from carblib.infer import torch_device
+from carblib.data.mask_folders import are_given, claim, missing, pseudo_mask_folder, write_mask
+from carblib.data.readers import Split, note_stretching, open_split
 from carblib.masker import Masker, build_masker
 from carblib.params import Params
 from carblib.stages.crf import refine_folder
 from carblib.training.state import is_done
-from carblib.transforms import load_sized, note_stretching
+from carblib.transforms import load_sized
 from carblib.views import LocalView, local_pseudo_mask
 
 BATCH = 4  # images, and tiles of local views, that CLIP sees at once
@@ -99,7 +100,7 @@ def _export_share(
     local: bool,
 ) -> None:
     """Export the masks of the images `share`; runs in a process of its own, so it builds everything itself."""
-    device = torch_device(params)
+    device = torch_device(params.device)
     masker, split = build_masker(params, device), open_split(params, split_name)
     name = f"{split_name} {folder.parent.name}"
     with tqdm(total=len(share), desc=name, unit="image", disable=not show, **bar_options()) as bar:

@@ -1,6 +1,6 @@
-"""The log of a training: ``log.csv`` always, and the same values as TensorBoard events where `tensorboard` asks for it.
+"""The log of a training: `log.csv` always, and the same values as TensorBoard events where `tensorboard` asks for it.
 
-A run can so be watched from elsewhere: ``tensorboard --logdir runs/demo/train``, or any reader of CSV.
+A run can so be watched from elsewhere: `tensorboard --logdir runs/demo/train`, or any reader of CSV.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A training: the iteration of `carblib.step` from the first to the last, with its log, its checkpoints and its end.
 
-A run lives in ``runs/<run>/train/<variant>/``: ``log.csv``, ``reliability.csv``, ``regions/``, ``checkpoint.pt`` (all
-state, for resuming), ``final.pt`` (the network) and, written last, ``done.json``. What a batch holds depends on
+A run lives in `runs/<run>/train/<variant>/`: `log.csv`, `reliability.csv`, `regions/`, `checkpoint.pt` (all
+state, for resuming), `final.pt` (the network) and, written last, `done.json`. What a batch holds depends on
 (seed, iteration) alone, so a run that is killed and resumed ends with the same weights as one that is not.
 """
 
@@ -19,14 +19,14 @@ from tqdm import tqdm
 
 from carblib import __version__
 from carblib.base import files
+from carblib.base.device import torch_device
 from carblib.base.errors import CarbError, Interrupted
 from carblib.base.interrupts import held_back
 from carblib.base.progress import bar_options
 from carblib.data.batches import train_loader
 from carblib.data.feature_cache import FeatureCache
 from carblib.data.labels import ensure_labels, training_labels
-from carblib.data.readers import open_split
-from carblib.infer import torch_device
+from carblib.data.readers import note_stretching, open_split
 from carblib.masker import Masker, build_masker
 from carblib.network import build_network, load_weights
 from carblib.params import Params
@@ -34,7 +34,6 @@ from carblib.step import Batch, Training, build, learning_rate, step
 from carblib.training.log import TrainingLog, append_rows, check_tensorboard
 from carblib.training.monitor import Monitor, watched_split
 from carblib.training.state import bare, dependencies, is_done, plain_state, read_checkpoint
-from carblib.transforms import note_stretching
 
 
 @dataclass
@@ -83,7 +82,7 @@ def train_variants(params: Params, variants: Sequence[str]) -> list[Path]:
 
 def start_fabric(params: Params) -> Fabric:
     """Start Lightning Fabric on the devices the parameters ask for; CarbError where they are not to be had."""
-    accelerator = torch_device(params).type
+    accelerator = torch_device(params.device).type
     alone = f"-p devices 1 -p batch_size {params.batch_size * params.devices}"
     if accelerator == "cuda" and params.devices > torch.cuda.device_count():
         raise CarbError(

@@ -1,7 +1,7 @@
 """Reliability: how much of the image is consistent, and how often CLIP is right inside and outside that region.
 
-Consistent = pseudo-mask and prediction agree (paper: consistency-aware region balancing; METHOD.md, 5: R = {M_G = Ŝ}). The
-truth is used to measure only, never to train.
+Consistent = pseudo-mask and prediction agree (paper: consistency-aware region balancing; METHOD.md, 5: R = {M_G = Ŝ}).
+The truth is used to measure only, never to train.
 """
 
 from __future__ import annotations

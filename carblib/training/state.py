@@ -1,6 +1,6 @@
 """What a training leaves on disk and how it is taken up again: whose it is, whether it is whole, and finished.
 
-``params.json`` and ``done.json`` say what a folder's weights depend on: the parameters, and the contents of the image-
+`params.json` and `done.json` say what a folder's weights depend on: the parameters, and the contents of the image-
 level labels and the pseudo-masks on disk. A training is continued or called finished only if all of it is the same.
 """
 
@@ -69,7 +69,7 @@ def read_checkpoint(path: Path, params: Params) -> dict[str, Any]:
 
 
 def load_trained(path: Path) -> tuple[SegmentationNetwork, Params]:
-    """Return (network in evaluation mode on the CPU, its parameters) from a ``final.pt`` or ``checkpoint.pt``.
+    """Return (network in evaluation mode on the CPU, its parameters) from a `final.pt` or `checkpoint.pt`.
 
     Raises CarbError for any other file, and for weights that lack a key, have another shape or are not finite.
     """

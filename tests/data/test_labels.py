@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from commands import carb
 from PIL import Image
+from places import CAMVID_ROOT
 from small import small_params
 
 from carblib.base.errors import CarbError
@@ -362,9 +363,6 @@ def test_a_blank_file_is_written_once_and_must_be_filled_in(tmp_path, monkeypatc
     assert "line 3: image 'b' has no class; write 1 for each class" in message(lambda: carb(*command))
     path.write_text("name,road,car\na,0,1\nb,1,0\n")
     assert carb(*command) == 0 and "2 images, on average 1.0 of 2 classes" in capsys.readouterr().out
-
-
-from places import CAMVID_ROOT
 
 
 @pytest.mark.skipif(not CAMVID_ROOT.is_dir(), reason="no CamVid in ../shared/data/camvid or $CARB_CAMVID_ROOT")

@@ -16,7 +16,7 @@ from carblib.base import files
 from carblib.base.errors import CarbError
 from carblib.classes import CAMVID, CITYSCAPES, WILDDASH2, WILDDASH2_CITYSCAPES
 from carblib.data import label_maps
-from carblib.data.readers import open_split
+from carblib.data.readers import note_stretching, open_split
 
 WORDS = [{"name": word} for word in ("sky", "road", "tram")]
 WILD = [f"{code}{number:04d}_100000" for code in ("ar", "us", "ro") for number in range(4)]
@@ -514,3 +514,23 @@ def test_order_does_not_depend_on_the_disk(tmp_path):
         (tmp_path / "b" / "train").mkdir(parents=True, exist_ok=True)
         shutil.copy(source, tmp_path / "b" / "train")
     assert open_split(trees.params(tmp_path / "b", "camvid"), "train").names == sorted(truth)
+
+
+@pytest.mark.parametrize(
+    ("image", "size", "words"),
+    [
+        ((1080, 1920), (512, 1024), "12% wider than they are at image_size [512, 1024]; [512, 910] would keep"),
+        ((1920, 1080), (512, 1024), "256% wider"),
+        ((512, 1024), (512, 900), "12% narrower"),
+        ((1024, 2048), (512, 1000), ""),
+    ],
+)
+def test_stretched_images_are_told_of(image, size, words, capsys):
+    note_stretching(np.zeros((*image, 3), np.uint8), size)
+    said = capsys.readouterr().out
+    assert words in said and said.count("\n") == (1 if words else 0)
+
+
+def test_masks_are_painted_in_the_palette_and_void_is_black():
+    painted = label_maps.colour_mask(np.uint8([[0, 10, 255]]), CAMVID)
+    assert painted.dtype == np.uint8 and painted.tolist() == [[[128, 128, 128], [0, 128, 192], [0, 0, 0]]]

@@ -98,11 +98,6 @@ def test_legend_names_only_classes_in_view() -> None:
     assert legend_of(grids.qualitative_grid([row], CAMVID)) == ["sky", "bicyclist"]
 
 
-def test_colorize_uses_the_palette_and_black_for_void() -> None:
-    shown = style.colorize(np.array([[0, 10, 255]], np.uint8), CAMVID)
-    assert shown.tolist() == [[[128, 128, 128], [0, 128, 192], [0, 0, 0]]]
-
-
 def test_region_maps_blank_exactly_the_noisy_region() -> None:
     said, predicted = RNG.integers(0, 11, (2, 6, 8)).astype(np.uint8)
     maps = {7: {"pseudo_mask": said, "prediction": predicted, "consistent": said == predicted}}

@@ -23,6 +23,7 @@ import carblib
 from carblib.base.errors import CarbError
 from carblib.base.files import read_json, write_json, write_text
 from carblib.classes import CAMVID
+from carblib.data.label_maps import colour_mask
 from carblib.figures import captions, grids, style
 from carblib.figures import draw as figures
 from carblib.figures.table import FIGURES, TABLE, RunFigure
@@ -273,7 +274,7 @@ def test_mask_examples_and_similarity_maps_show_what_was_saved(results: RunResul
     titles = [axes.get_title() for axes in figure.axes[:5]]
     assert titles == ["image", "no labels", "with labels", "local views", "exact mask"]
     saved = np.load(results.folder / "mask_examples.npz")
-    np.testing.assert_array_equal(figure.axes[6].images[0].get_array(), style.colorize(saved["no_labels"][1], CAMVID))
+    np.testing.assert_array_equal(figure.axes[6].images[0].get_array(), colour_mask(saved["no_labels"][1], CAMVID))
     assert record.images == 2 and "2 of 5 images, chosen by rule" in record.source
     assert all(name in record.caption for name in NAMES[1:3])
     figure, record = FIGURES["similarity_maps"].make(results)

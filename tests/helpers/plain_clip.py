@@ -7,7 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from carblib.clip_models import CLIP_MEAN, CLIP_STD
+from carblib.clip_files import CLIP_MEAN, CLIP_STD
 
 
 def _layer_norm(x, weight, bias, eps):

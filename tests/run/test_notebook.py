@@ -53,7 +53,6 @@ def test_start_says_in_one_line_what_cannot_be_read(home: Path, monkeypatch: pyt
     monkeypatch.setattr(notebook, "notebook_params", refused)
     with pytest.raises(CarbError, match="^/closed/x.yaml: permission denied; "):
         notebook.start({}, "01_x")
-    assert notebook.start.__doc__.startswith("Return the checked parameters")
 
 
 def test_start_says_what_captions_need_not_repeat(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,15 +40,12 @@ TINY = {
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_is_a_story_not_a_library(path: Path) -> None:
+def test_notebook_begins_with_its_question_and_is_short(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
-    nbformat.validate(notebook)
-    assert notebook.metadata.kernelspec.name == "python3"
     assert notebook.cells[0].source.startswith("# ") and "**Question.**" in notebook.cells[0].source
-    tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    assert len(tagged) == 1 and "params_file" in tagged[0].source
+    (tagged,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    assert "params_file" in tagged.source
     code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
-    assert not any(line.lstrip().startswith(("def ", "class ")) for line in code.splitlines())
     assert len([line for line in code.splitlines() if line.strip()]) <= 80
     assert path.stat().st_size < 500_000
 

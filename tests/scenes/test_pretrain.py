@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ import torch.nn.functional as F
 from small import small_params
 
 from carblib.classes import CAMVID
-from carblib.clip_models import SMALL_CLIP, clip, load_clip
+from carblib.clip_files import SMALL_CLIP, clip
+from carblib.clip_models import load_clip
 from carblib.masker import build_masker
 from carblib.metrics import confusion, iou, mean_of
 from carblib.network import SMALL_BACKBONE, load_backbone_weights, small_backbone
@@ -40,16 +42,23 @@ def random_model() -> torch.nn.Module:
 def test_tiny_clip_training_writes_a_loadable_model(
     tmp_path: Path, pool: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pretrain_clip, "render_pool", lambda count, seed, processes: pool[:count])
+    rendered = Mock(return_value=pool)
+    monkeypatch.setattr(pretrain_clip, "render_pool", rendered)
     path = pretrain_clip.train_clip(0.03, 2, 32, 1e-3, 0, tmp_path / "clip.pt")
+    rendered.assert_called_once_with("clip", 2, 0)
     assert path.stat().st_size < 8e6
     model = load_clip(str(path))
     assert model.patch == 8 and model.resolution == 64
     assert not model.unknown_words(" ".join(own[0] for own in CAMVID.words)) and model.unknown_words("zebra")
 
 
-def test_tiny_backbone_training_writes_loadable_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tiny_backbone_training_writes_loadable_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rendered = Mock(wraps=pretrain_clip.render_pool)
+    monkeypatch.setattr(pretrain_backbone, "render_pool", rendered)
     path = pretrain_backbone.pretrain(0.03, 4, 8, 1e-3, 0, tmp_path / "backbone.safetensors")
+    rendered.assert_called_once_with("backbone", 4, 0)
     assert "accuracy" in capsys.readouterr().out and path.stat().st_size < 8e6
     report = load_backbone_weights(small_backbone(), "small", str(path))
     assert report is not None and not report.missing and not report.unused
@@ -118,12 +127,12 @@ def test_class_token_equals_clip_s_own_at_its_resolution(random_model: torch.nn.
 
 # --- seeds -----------------------------------------------------------------------------------------------------------
 def test_pretraining_never_sees_a_scene_of_a_split(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The seeds that the commands render are those of their own uses, and no two uses share one."""
+    """The seeds that the two uses render are their own, and no two uses share one."""
     seen: list[tuple[int, ...]] = []
-    for module in (pretrain_clip, pretrain_backbone):
-        monkeypatch.setattr(module, "render_scene", lambda seed: seen.append(seed) or render_scene(seed, (32, 64)))
+    monkeypatch.setattr(pretrain_clip, "render_scene", lambda seed: seen.append(seed) or render_scene(seed, (32, 64)))
+    for use in ("clip", "backbone"):
         for index in (0, 7):
-            module._render(index, 3)
+            pretrain_clip._render(index, use, 3)
     splits = {
         scene_seed(use, index, seed) for use in ("train", "val", "test") for index in range(50) for seed in (0, 3)
     }

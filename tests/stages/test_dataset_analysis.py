@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import trees
+from places import CAMVID_ROOT
 
 from carblib.base.errors import CarbError
 from carblib.data.readers import open_split
@@ -55,9 +56,6 @@ def test_a_split_without_masks_is_refused(home):
     params = trees.params(home / "own", "folder", ["road", "sky"])
     with pytest.raises(CarbError, match="no masks to analyse"):
         analyse_split(open_split(params, "train"), params)
-
-
-from places import CAMVID_ROOT
 
 
 @pytest.mark.skipif(not CAMVID_ROOT.is_dir(), reason="no CamVid in ../shared/data/camvid or $CARB_CAMVID_ROOT")

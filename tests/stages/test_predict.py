@@ -17,7 +17,7 @@ from carblib.data.mask_folders import read_mask, write_mask
 from carblib.data.readers import open_split
 from carblib.infer import predict_mask
 from carblib.network import build_network
-from carblib.stages.predict import colour_mask, overlay, predict_split, write_submission
+from carblib.stages.predict import overlay, predict_split, write_submission
 from carblib.training.state import load_trained
 
 SMALL = {"image_size": (16, 24), "crop": (16, 24), "patch": (8, 8), "device": "cpu"}
@@ -82,9 +82,8 @@ def test_predictions_are_resumed_and_kinds_are_not_mixed(camvid, tmp_path):
             predict_split(Fake(), split, changed, folder, settings)
 
 
-def test_colours_and_overlay():
+def test_overlay():
     mask = np.uint8([[0, 10, 255]])
-    assert colour_mask(mask, CAMVID).tolist() == [[[128, 128, 128], [0, 128, 192], [0, 0, 0]]]
     image = np.uint8([[[10, 20, 30], [10, 20, 30], [10, 20, 30]]])
     assert overlay(image, mask, CAMVID, 0.25).tolist() == [[[40, 47, 54], [8, 47, 70], [10, 20, 30]]]
 
