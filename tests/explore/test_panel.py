@@ -95,7 +95,7 @@ def test_a_checkpoint_is_added_by_its_path(home: Path, tmp_path: Path) -> None:
     for bad in ("code.py", "official.pth", "clip.pt", "absent.pt", "."):
         panel.checkpoint.value = str(tmp_path / bad)
         assert str(tmp_path / bad).rstrip("/.") in panel.status.value and "#b00020" in panel.status.value, bad
-        assert ("carblib.training.official import" in panel.status.value) == (bad == "official.pth")
+        assert ("carb checkpoints import" in panel.status.value) == (bad == "official.pth")
         assert (panel.picture.data, panel.network.options) == before and panel.network.value == "given/one.pt"
     assert list(Explorer(params, ["given/one.pt"]).networks) == ["plain", "paper", "given/one.pt"]
 
