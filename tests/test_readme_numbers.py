@@ -9,7 +9,7 @@ import pytest
 from places import REPOSITORY
 
 FOLDER = REPOSITORY / "figures" / "demo"
-# README's row (how it begins) → the row of figures/demo/table_comparison.csv and .md.
+# README's row (how it begins) → the row of figures/published/table_comparison.csv and .md.
 ROWS = {
     "CLIP's masks of the whole image": "CLIP masks",
     "CLIP's masks from local views": "CLIP masks, local views",
