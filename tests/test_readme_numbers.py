@@ -8,7 +8,7 @@ import re
 import pytest
 from places import REPOSITORY
 
-FOLDER = REPOSITORY / "figures" / "demo"
+FOLDER = REPOSITORY / "figures" / "published"
 # README's row (how it begins) → the row of figures/published/table_comparison.csv and .md.
 ROWS = {
     "CLIP's masks of the whole image": "CLIP masks",

@@ -35,7 +35,7 @@ def main() -> None:
             picture.wait_for_change()
             page.wait_for_timeout(1500)
             panel = page.locator(".jp-OutputArea-output .widget-vbox").first
-            panel.screenshot(path=str(REPOSITORY / "figures" / "demo" / "explorer.png"))
+            panel.screenshot(path=str(REPOSITORY / "figures" / "published" / "explorer.png"))
 
 
 def time_slider(page: object, picture: Watched) -> None:
