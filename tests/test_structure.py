@@ -94,3 +94,10 @@ def test_version_is_the_package_s() -> None:
     project = (REPOSITORY / "pyproject.toml").read_text("utf-8")
     (version,) = re.findall(r'^version = "(.+)"$', project, re.MULTILINE)
     assert version == carblib.__version__
+
+
+def test_the_map_names_every_file() -> None:
+    words = set(re.findall(r"\w+", (PACKAGE / "README.md").read_text("utf-8")))
+    stems = {path.stem for path in PACKAGE.rglob("*.py") if path.stem != "__init__"} - {"__main__"}
+    unnamed = {stem for stem in stems if stem not in words and not stem.startswith("pretrain_")}
+    assert not unnamed
