@@ -1,7 +1,6 @@
 """Class sets as data: names, words for CLIP, palettes, and which classes count as small.
 
-Words: the first of each class is the paper's (METHOD.md, 1); the rest are synonyms, used only
-with the parameter `synonyms`. Palettes are the datasets' own; WildDash2 takes Cityscapes' colours for shared classes.
+The datasets' are in assets/classes.yaml, written as a parameter file writes the user's own.
 """
 
 from __future__ import annotations
@@ -10,9 +9,11 @@ import colorsys
 import dataclasses
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StringConstraints, ValidationError
 
 from carblib.base.errors import CarbError, nearest
@@ -57,98 +58,6 @@ class ClassSet:
         return tuple(i for i, small in enumerate(self.small) if small)
 
 
-def _build(name: str, table: list[tuple[str, Colour, str]], small: set[str]) -> ClassSet:
-    # A row is (class, colour, "paper's word, synonym, …").
-    return ClassSet(
-        name,
-        names=tuple(row[0] for row in table),
-        words=tuple(tuple(word.strip() for word in row[2].split(",")) for row in table),
-        palette=tuple(row[1] for row in table),
-        small=tuple(row[0] in small for row in table),
-    )
-
-
-CAMVID = _build(
-    "camvid",
-    [
-        ("sky", (128, 128, 128), "sky, cloudy sky"),
-        ("building", (128, 0, 0), "building, house, wall"),
-        ("pole", (192, 192, 128), "pole, lamp post, column"),
-        ("road", (128, 64, 128), "road, street, asphalt"),
-        ("sidewalk", (60, 40, 222), "sidewalk, pavement, footpath"),
-        ("tree", (128, 128, 0), "tree, trees, bush"),
-        ("signsymbol", (192, 128, 128), "signsymbol, traffic sign, road sign, traffic light"),
-        ("fence", (64, 64, 128), "fence, railing"),
-        ("car", (64, 0, 128), "car, cars, truck, bus"),
-        ("pedestrian", (64, 64, 0), "pedestrian, person, people"),
-        ("bicyclist", (0, 128, 192), "bicyclist, cyclist, bicycle"),
-    ],
-    small={"pole", "signsymbol", "pedestrian", "bicyclist"},
-)
-
-CITYSCAPES = _build(
-    "cityscapes",
-    [
-        ("road", (128, 64, 128), "road, street, asphalt"),
-        ("sidewalk", (244, 35, 232), "sidewalk, pavement, footpath"),
-        ("building", (70, 70, 70), "building, house, facade"),
-        ("wall", (102, 102, 156), "wall, brick wall, concrete wall"),
-        ("fence", (190, 153, 153), "fence, railing"),
-        ("pole", (153, 153, 153), "pole, lamp post"),
-        ("traffic light", (250, 170, 30), "traffic light, traffic signal"),
-        ("traffic sign", (220, 220, 0), "traffic sign, road sign"),
-        ("vegetation", (107, 142, 35), "tree, vegetation, bush, hedge"),
-        ("terrain", (152, 251, 152), "grass, terrain, lawn"),
-        ("sky", (70, 130, 180), "sky, cloudy sky"),
-        ("person", (220, 20, 60), "pedestrian, person, people"),
-        ("rider", (255, 0, 0), "rider, cyclist, motorcyclist"),
-        ("car", (0, 0, 142), "car, parked car"),
-        ("truck", (0, 0, 70), "truck, lorry"),
-        ("bus", (0, 60, 100), "bus, coach"),
-        ("train", (0, 80, 100), "train, tram"),
-        ("motorcycle", (0, 0, 230), "motorcycle, motorbike, scooter"),
-        ("bicycle", (119, 11, 32), "bicycle, bike"),
-    ],
-    small={"pole", "traffic light", "traffic sign", "person", "rider", "motorcycle", "bicycle"},
-)
-
-WILDDASH2 = _build(
-    "wilddash2",
-    [
-        ("ego vehicle", (40, 20, 40), "ego vehicle, car hood, dashboard"),
-        ("road", (128, 64, 128), "road, street, asphalt"),
-        ("sidewalk", (244, 35, 232), "sidewalk, pavement, footpath"),
-        ("building", (70, 70, 70), "building, house, facade"),
-        ("wall", (102, 102, 156), "wall, brick wall, concrete wall"),
-        ("fence", (190, 153, 153), "fence, railing"),
-        ("guard rail", (180, 165, 180), "guard rail, crash barrier"),
-        ("pole", (153, 153, 153), "pole, utility pole"),
-        ("traffic light", (250, 170, 30), "traffic light, traffic signal"),
-        ("traffic sign", (220, 220, 0), "traffic sign, road sign"),
-        ("vegetation", (107, 142, 35), "vegetation, tree, bush, hedge"),
-        ("terrain", (152, 251, 152), "terrain, grass, soil"),
-        ("sky", (70, 130, 180), "sky, cloudy sky"),
-        ("person", (220, 20, 60), "person, pedestrian, people"),
-        ("rider", (255, 0, 0), "rider, cyclist, motorcyclist"),
-        ("car", (0, 0, 142), "car, parked car"),
-        ("truck", (0, 0, 70), "truck, lorry"),
-        ("bus", (0, 60, 100), "bus, coach"),
-        ("motorcycle", (0, 0, 230), "motorcycle, motorbike, scooter"),
-        ("bicycle", (119, 11, 32), "bicycle, bike"),
-        ("pickup", (70, 90, 235), "pickup, pickup truck"),
-        ("van", (0, 160, 220), "van, minivan, delivery van"),
-        ("billboard", (200, 100, 70), "billboard, advertisement"),
-        ("streetlight", (255, 225, 150), "streetlight, street lamp"),
-        ("roadmarking", (255, 255, 255), "roadmarking, lane marking, crosswalk"),
-    ],
-    small={"pole", "traffic light", "traffic sign", "person", "rider", "motorcycle", "bicycle", "streetlight"},
-)
-
-WILDDASH2_CITYSCAPES = dataclasses.replace(CITYSCAPES, name="wilddash2_cityscapes")
-
-_KNOWN = {known.name: known for known in (CAMVID, CITYSCAPES, WILDDASH2, WILDDASH2_CITYSCAPES)}
-
-
 def _from_hex(colour: Any) -> Any:
     written = isinstance(colour, str) and re.fullmatch("#[0-9a-fA-F]{6}", colour)
     return list(bytes.fromhex(colour[1:])) if written else colour
@@ -184,19 +93,23 @@ def class_set(spec: str | list[dict[str, Any]]) -> ClassSet:
         return _KNOWN[spec]
     if not isinstance(spec, list | tuple) or not 2 <= len(spec) <= 255:
         raise CarbError("classes: give a known name or a list of 2 to 255 entries {name, words, colour, small}")
-    entries = [_own(place, entry) for place, entry in enumerate(spec)]
-    own = ClassSet(
-        "own",
-        names=tuple(entry.name for entry in entries),
-        words=tuple(entry.words or (entry.name,) for entry in entries),
-        palette=tuple(entry.colour or _hue(place, len(entries)) for place, entry in enumerate(entries)),
-        small=tuple(entry.small for entry in entries),
-    )
+    own = _build("own", spec)
     for what, values in (("name", own.names), ("colour", own.palette)):
         for place, value in enumerate(values):
             if value in values[:place]:
                 raise CarbError(f"classes[{place}]: {what} {value!r} is given twice; each class needs its own")
     return own
+
+
+def _build(name: str, spec: list[Any]) -> ClassSet:
+    entries = [_own(place, entry) for place, entry in enumerate(spec)]
+    return ClassSet(
+        name,
+        names=tuple(entry.name for entry in entries),
+        words=tuple(entry.words or (entry.name,) for entry in entries),
+        palette=tuple(entry.colour or _hue(place, len(entries)) for place, entry in enumerate(entries)),
+        small=tuple(entry.small for entry in entries),
+    )
 
 
 def _own(place: int, entry: Any) -> _Own:
@@ -218,3 +131,9 @@ def _hue(place: int, count: int) -> Colour:
     # Hues spread evenly; brightness alternates so that neighbours in the list differ in more than hue.
     red, green, blue = colorsys.hsv_to_rgb(place / count, 0.75, 0.95 if place % 2 == 0 else 0.65)
     return round(255 * red), round(255 * green), round(255 * blue)
+
+
+_TABLE = yaml.safe_load((Path(__file__).parent / "assets" / "classes.yaml").read_text("utf-8"))
+CAMVID, CITYSCAPES, WILDDASH2 = (_build(name, entries) for name, entries in _TABLE.items())
+WILDDASH2_CITYSCAPES = dataclasses.replace(CITYSCAPES, name="wilddash2_cityscapes")
+_KNOWN = {known.name: known for known in (CAMVID, CITYSCAPES, WILDDASH2, WILDDASH2_CITYSCAPES)}
