@@ -150,7 +150,8 @@ class Masker(nn.Module):
         rows, columns = window_starts(grid[0], h, self.stride[0]), window_starts(grid[1], w, self.stride[1])
         corners = [(y, x) for y in rows for x in columns]
         crops = [pixels[..., y * patch : (y + h) * patch, x * patch : (x + w) * patch] for y, x in corners]
-        parts = torch.cat([self._classify(torch.cat(some)) for some in _chunks(crops, _WINDOWS_AT_ONCE // count)])
+        at_once = max(_WINDOWS_AT_ONCE // count, 1) * count
+        parts = torch.cat([self._classify(some) for some in torch.cat(crops).split(at_once)])
         total = parts.new_zeros(count, parts.shape[1], *grid)
         times = parts.new_zeros(grid)
         for (y, x), part in zip(corners, parts.split(count), strict=True):
@@ -225,8 +226,3 @@ def _in_cells(size: Size | None, clip_model: ClipModel, key: str) -> Size | None
         near = [max(round(length / patch), 1) * patch for length in size]
         raise CarbError(f"{key} {list(size)}: must be multiples of CLIP's patch of {patch} pixels, such as {near}")
     return (size[0] // patch, size[1] // patch)
-
-
-def _chunks(items: list[Tensor], size: int) -> list[list[Tensor]]:
-    size = max(size, 1)
-    return [items[start : start + size] for start in range(0, len(items), size)]

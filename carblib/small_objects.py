@@ -8,7 +8,7 @@ is counted with bincounts over component labels: no loop runs over pixels or obj
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import cc3d
@@ -114,17 +114,9 @@ def _overlaps(true: Components, guessed: Components) -> tuple[np.ndarray, np.nda
 
 
 def join(parts: Sequence[Objects]) -> Objects:
-    """Put the objects of several images into one."""
-    no_ids = np.zeros(0, np.int64)
-    none = Objects(class_ids=no_ids, pixels=no_ids, bins=no_ids, found=np.zeros(0, bool), iou=np.zeros(0))
-    parts = [none, *parts]  # the arrays' types, where there is no part
-    return Objects(
-        class_ids=np.concatenate([part.class_ids for part in parts]),
-        pixels=np.concatenate([part.pixels for part in parts]),
-        bins=np.concatenate([part.bins for part in parts]),
-        found=np.concatenate([part.found for part in parts]),
-        iou=np.concatenate([part.iou for part in parts]),
-    )
+    """Put the objects of one or more images into one."""
+    columns = [field.name for field in fields(Objects)]
+    return Objects(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in columns})
 
 
 def object_table(objects: Objects, class_set: ClassSet, size: tuple[float, float]) -> dict[str, Any]:
@@ -136,18 +128,16 @@ def object_table(objects: Objects, class_set: ClassSet, size: tuple[float, float
     edges = [int(edge) for edge in size_edges(*size)]
     labels = [f"{low}–{high - 1} px" for low, high in zip(edges, edges[1:], strict=False)] + [f"≥ {edges[-1]} px"]
     of_class = {class_set.names[c]: objects.class_ids == c for c in class_set.small_ids}
-    everything = np.ones(len(objects), bool)
-    total = {
-        "count": len(objects),
-        "recall": objects.recall,
-        "iou": float(objects.iou.mean()) if len(objects) else None,
-    }
     return {
         "bins": edges,
         "labels": labels,
         "per_class": {name: _by_bin(objects, chosen) for name, chosen in of_class.items()},
-        "all_small": _by_bin(objects, everything),
-        "total": total,
+        "all_small": _by_bin(objects, np.ones(len(objects), bool)),
+        "total": {
+            "count": len(objects),
+            "recall": objects.recall,
+            "iou": float(objects.iou.mean()) if len(objects) else None,
+        },
     }
 
 

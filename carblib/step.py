@@ -74,7 +74,7 @@ def step(training: Training, batch: Batch) -> LossParts:
         valid=batch["valid"],
         view=view,
         local_mask=local_mask,
-        reduce=mean_over(fabric),
+        reduce=fabric.all_reduce,  # the mean over all processes, so that every GPU uses the same λ
     )
     training.optimizer.zero_grad(set_to_none=True)
     fabric.backward(parts.total)
@@ -120,10 +120,3 @@ def learning_rate(params: Params, iteration: int) -> float:
     """Polynomial decay from lr to lr_min (METHOD.md, 6)."""
     left = 1 - iteration / params.iterations
     return params.lr_min + (params.lr - params.lr_min) * left**params.poly_power
-
-
-def mean_over(fabric: Fabric) -> Callable[[Tensor], Tensor]:
-    """The mean of a tensor over all processes, so that every GPU uses the same region weight."""
-    if fabric.world_size == 1:
-        return lambda value: value
-    return lambda value: fabric.all_reduce(value, reduce_op="mean")

@@ -26,12 +26,17 @@ PADDING = (255 * IMAGENET_MEAN).round().to(torch.uint8)[:, None, None]  # ImageN
 
 def load_sized(image: np.ndarray, size: Sequence[int]) -> Tensor:
     """Turn an image (H, W, 3) uint8 into a tensor (3, h, w) uint8 of `size` (h, w), bilinear with antialiasing."""
-    return _resize_image(torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1), size)
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+    if tuple(pixels.shape[-2:]) == tuple(size):
+        return pixels.contiguous()
+    return TF.resize(pixels, list(size), TF.InterpolationMode.BILINEAR, antialias=True).contiguous()
 
 
 def resize_mask(mask: np.ndarray, size: Sequence[int]) -> np.ndarray:
     """Resize a mask (H, W) uint8 of train ids to `size` (h, w), nearest neighbour, pixel centres aligned."""
-    return _resize_mask(torch.from_numpy(np.ascontiguousarray(mask)), size).numpy()
+    # "Exact" takes the pixel under the centre; the plain nearest mode takes the one under the corner.
+    ids = torch.from_numpy(np.ascontiguousarray(mask))[None]
+    return TF.resize(ids, list(size), TF.InterpolationMode.NEAREST_EXACT)[0].numpy()
 
 
 def resize_maps(maps: Tensor, size: Sequence[int]) -> Tensor:
@@ -50,26 +55,14 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
     return [*range(0, last, stride), last]
 
 
-def _resize_image(image: Tensor, size: Sequence[int]) -> Tensor:
-    if tuple(image.shape[-2:]) == tuple(size):
-        return image.contiguous()
-    return TF.resize(image, list(size), TF.InterpolationMode.BILINEAR, antialias=True).contiguous()
-
-
-def _resize_mask(mask: Tensor, size: Sequence[int]) -> Tensor:
-    if tuple(mask.shape[-2:]) == tuple(size):
-        return mask.contiguous()
-    # "Exact" takes the pixel under the centre; the plain nearest mode takes the one under the corner.
-    return TF.resize(mask[None], list(size), TF.InterpolationMode.NEAREST_EXACT)[0].contiguous()
-
-
 def random_box(size: Sequence[int], crop: Sequence[int], step: int, generator: torch.Generator) -> tuple[int, int]:
     """Draw the top left (row, column) of a crop (h, w) in an image (H, W), in multiples of `step`.
 
     Every such position is equally likely, the last included; a side that needs padding starts at 0.
     """
-    top, left = (max(whole - part, 0) // step for whole, part in zip(size, crop, strict=True))
-    return _integer(top, generator) * step, _integer(left, generator) * step
+    places = [max(whole - part, 0) // step + 1 for whole, part in zip(size, crop, strict=True)]
+    top, left = (int(torch.randint(count, (), generator=generator)) for count in places)
+    return top * step, left * step
 
 
 def crop_and_pad(tensor: Tensor, box: tuple[int, int], crop: Sequence[int], fill: int | bool) -> Tensor:
@@ -156,11 +149,6 @@ class TrainTransform:
 
 def _uniform(low: float, high: float, generator: torch.Generator) -> float:
     return low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64).item()
-
-
-def _integer(last: int, generator: torch.Generator) -> int:
-    """Draw 0 … last, the last included."""
-    return int(torch.randint(last + 1, (), generator=generator))
 
 
 def _coin(generator: torch.Generator) -> bool:
