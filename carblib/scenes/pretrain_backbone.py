@@ -9,7 +9,6 @@ written, already dilated to stride 8.
 from __future__ import annotations
 
 import math
-import time
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,9 @@ from torch import Tensor, nn
 from carblib.base import files
 from carblib.classes import CAMVID
 from carblib.network import normalise, small_backbone
-from carblib.scenes.pretrain_clip import RenderedScene, render_pool
+from carblib.scenes.paint import pick
+from carblib.scenes.pretrain_clip import Box, cut, learning_rate, render_pool, steps_in
+from carblib.scenes.render import Scene
 
 SIZE = 64  # pixels of a crop's side
 ZOOM = (1.0, 3.5)  # range of enlargement; the demo's network sees images enlarged by 2
@@ -30,9 +31,9 @@ ZOOM = (1.0, 3.5)  # range of enlargement; the demo's network sees images enlarg
 class CropSampler:
     """Draws (crop, class) pairs: an object's crop is named by its kind, a surface crop by what fills its centre."""
 
-    def __init__(self, pool: list[RenderedScene], rng: np.random.Generator):
+    def __init__(self, pool: list[Scene], rng: np.random.Generator):
         self.pool, self.rng = pool, rng
-        self.by_kind: dict[str, list[tuple[int, tuple[int, int, int, int]]]] = {}
+        self.by_kind: dict[str, list[tuple[int, Box]]] = {}
         for index, scene in enumerate(pool):
             for item in scene.objects:
                 if item.visible_pixels >= 16:
@@ -40,7 +41,7 @@ class CropSampler:
             self._add_surfaces(index, scene)
         self.kinds = sorted(kind for kind, entries in self.by_kind.items() if len(entries) >= len(pool) // 50)
 
-    def _add_surfaces(self, index: int, scene: RenderedScene) -> None:
+    def _add_surfaces(self, index: int, scene: Scene) -> None:
         height, width = scene.mask.shape
         for _ in range(8):  # small squares that lie within one surface
             top, left = int(self.rng.integers(height - 12)), int(self.rng.integers(width - 12))
@@ -49,23 +50,20 @@ class CropSampler:
                 box = (top, left, top + 12, left + 12)
                 self.by_kind.setdefault(CAMVID.names[values[0]], []).append((index, box))
 
-    def batch(self, count: int, size: int, zoom: tuple[float, float]) -> tuple[Tensor, Tensor]:
-        """Return crops (B, 3, size, size) uint8 and kinds (B,) long; pixels are enlarged by a factor from `zoom`."""
-        crops = torch.zeros(count, 3, size, size, dtype=torch.uint8)
+    def batch(self, count: int) -> tuple[Tensor, Tensor]:
+        """Return crops (B, 3, SIZE, SIZE) uint8 and kinds (B,) long; pixels are enlarged by a factor from ZOOM."""
+        crops = []
         kinds = torch.from_numpy(self.rng.integers(len(self.kinds), size=count))
-        for row, kind in enumerate(kinds.tolist()):
-            entries = self.by_kind[self.kinds[kind]]
-            index, (top, left, bottom, right) = entries[int(self.rng.integers(len(entries)))]
+        for kind in kinds.tolist():
+            index, (top, left, bottom, right) = pick(self.rng, self.by_kind[self.kinds[kind]])
             image = self.pool[index].image
             extent = math.sqrt((bottom - top) * (right - left))  # of a long pole a piece of it is enough
-            factor = math.exp(self.rng.uniform(math.log(zoom[0]), math.log(zoom[1])))
-            side = int(min(max(size / factor, 1.1 * extent, 12), image.shape[0]))
+            factor = math.exp(self.rng.uniform(math.log(ZOOM[0]), math.log(ZOOM[1])))
+            side = int(min(max(SIZE / factor, 1.1 * extent, 12), image.shape[0]))
             y = int(np.clip((top + bottom) / 2 + self.rng.normal(0, 2) - side / 2, 0, image.shape[0] - side))
             x = int(np.clip((left + right) / 2 + self.rng.normal(0, 2) - side / 2, 0, image.shape[1] - side))
-            pixels = torch.from_numpy(image[y : y + side, x : x + side]).permute(2, 0, 1)[None].float()
-            crop = F.interpolate(pixels, (size, size), mode="bilinear", align_corners=False, antialias=side > size)
-            crops[row] = (crop.flip(3) if self.rng.random() < 0.5 else crop)[0].round().clamp(0, 255).byte()
-        return crops, kinds
+            crops.append(cut(image, (y, x, y + side, x + side), (SIZE, SIZE), self.rng))
+        return torch.stack(crops), kinds
 
 
 def centre_pool(features: Tensor) -> Tensor:
@@ -98,19 +96,17 @@ def fit(
 ) -> int:
     """Train backbone and classifier for a time budget (AdamW, warm-up and cosine); returns the steps taken."""
     optimizer = torch.optim.AdamW([*backbone.parameters(), *classifier.parameters()], lr=lr, weight_decay=0.02)
-    start, step, running = time.time(), 0, 0.0
-    while (done := (time.time() - start) / (60 * minutes)) < 1:
-        optimizer.param_groups[0]["lr"] = lr * min(1.0, done / 0.05) * (0.01 + 0.495 * (1 + math.cos(math.pi * done)))
-        crops, kinds = sampler.batch(batch_size, SIZE, ZOOM)
+    step = 0
+    for step, done in steps_in(minutes):
+        optimizer.param_groups[0]["lr"] = learning_rate(lr, done)
+        crops, kinds = sampler.batch(batch_size)
         features = backbone(normalise(crops).to(memory_format=torch.channels_last))
         loss = F.cross_entropy(classifier(centre_pool(features)), kinds, label_smoothing=0.05)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        step += 1
-        running = 0.98 * running + 0.02 * float(loss.detach())
         if step % 100 == 0:
-            print(f"step {step}  {100 * done:.0f} %  loss {running / (1 - 0.98**step):.3f}", flush=True)
+            print(f"step {step}  {100 * done:.0f} %  loss {loss:.3f}", flush=True)
     return step
 
 
@@ -118,7 +114,7 @@ def fit(
 def accuracy(backbone: nn.Module, classifier: nn.Module, sampler: CropSampler, kinds: list[str]) -> float:
     """Share (0-1) of 1000 crops of the sampler's scenes that are named right, over the kinds both samplers know."""
     sampler.kinds = [kind for kind in kinds if kind in sampler.by_kind]
-    crops, rows = sampler.batch(1000, SIZE, ZOOM)
+    crops, rows = sampler.batch(1000)
     wanted = torch.tensor([kinds.index(kind) for kind in sampler.kinds])[rows]
     backbone.eval(), classifier.eval()
     return float((classifier(centre_pool(backbone(normalise(crops)))).argmax(1) == wanted).float().mean())

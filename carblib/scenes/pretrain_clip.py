@@ -18,9 +18,8 @@ import io
 import math
 import time
 import zipfile
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +34,10 @@ from carblib.classes import CAMVID
 from carblib.clip_attention import tokens_before_last_block, value_path
 from carblib.clip_files import CLIP_MEAN, CLIP_STD, clip
 from carblib.prompts import TEMPLATES
-from carblib.scenes.folders import SceneObject, render_scene, scene_seed
+from carblib.scenes.paint import pick
+from carblib.scenes.render import Scene, SceneObject, render_scene, scene_seed
+
+Box = tuple[int, int, int, int]  # top, left, bottom, right; ends exclusive
 
 CONTEXT, VOCABULARY = 77, 49408
 WORD_WEIGHT = 4.0  # of the caption-word loss beside the contrastive loss
@@ -59,37 +61,48 @@ SYNONYMS = {
 }
 
 
-@dataclass(frozen=True)
-class RenderedScene:
-    """One scene of the training pool: image (H, W, 3), mask (H, W; only used to write captions) and its objects."""
-
-    image: np.ndarray
-    mask: np.ndarray
-    objects: list[SceneObject]
-
-
-def build_clip(width: int = 128, layers: int = 4) -> nn.Module:
+def build_clip() -> nn.Module:
     """OpenAI's CLIP class at the embedded size: patch 8, grid 8x8, embedding 128, text width 64 with 2 layers."""
-    return clip.model.CLIP(128, 64, layers, width, 8, CONTEXT, VOCABULARY, 64, 1, 2).float()
+    return clip.model.CLIP(128, 64, 4, 128, 8, CONTEXT, VOCABULARY, 64, 1, 2).float()
+
+
+# --- shared with the backbone ----------------------------------------------------------------------------------------
+def render_pool(use: str, count: int, seed: int) -> list[Scene]:
+    """Render the training scenes of a use ("clip", "backbone": a seed range of its own) with a progress bar."""
+    with ProcessPoolExecutor(2) as pool:
+        scenes = pool.map(render_scene, [scene_seed(use, index, seed) for index in range(count)], chunksize=16)
+        return list(tqdm(scenes, total=count, desc="rendering", **bar_options()))
+
+
+def cut(image: np.ndarray, box: Box, size: tuple[int, int], rng: np.random.Generator) -> Tensor:
+    """Cut a box out of an image (H, W, 3), resize it to `size` and mirror half of them: (3, h, w) uint8."""
+    top, left, bottom, right = box
+    pixels = torch.from_numpy(image[top:bottom, left:right]).permute(2, 0, 1)[None].float()
+    shrinks = size[0] < bottom - top
+    crop = F.interpolate(pixels, size, mode="bilinear", align_corners=False, antialias=shrinks)
+    return (crop.flip(3) if rng.random() < 0.5 else crop)[0].round().clamp(0, 255).byte()
+
+
+def steps_in(minutes: float) -> Iterator[tuple[int, float]]:
+    """Count steps, from 1, for a time budget, each with the share of the time that has passed."""
+    start, step = time.time(), 0
+    while (done := (time.time() - start) / (60 * minutes)) < 1:
+        step += 1
+        yield step, done
+
+
+def learning_rate(peak: float, done: float) -> float:
+    """Linear warm-up over the first 4 %, then cosine to 2 % of the peak; `done` in [0, 1]."""
+    return peak * min(1.0, done / 0.04) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
 # --- image-caption pairs ---------------------------------------------------------------------------------------------
-def _render(index: int, use: str, seed: int) -> RenderedScene:
-    scene = render_scene(scene_seed(use, index, seed))
-    return RenderedScene(scene.image, scene.mask, scene.objects)
-
-
-def render_pool(use: str, count: int, seed: int, processes: int = 2) -> list[RenderedScene]:
-    """Render the training scenes of a use ("clip", "backbone": a seed range of its own) with a progress bar."""
-    with ProcessPoolExecutor(processes) as pool:
-        scenes = pool.map(partial(_render, use=use, seed=seed), range(count), chunksize=16)
-        return list(tqdm(scenes, total=count, desc="rendering", **bar_options()))
 
 
 class PairSampler:
     """Draws (crop, caption, words) from a pool of rendered scenes; half of the crops are centred on an object."""
 
-    def __init__(self, pool: list[RenderedScene], rng: np.random.Generator):
+    def __init__(self, pool: list[Scene], rng: np.random.Generator):
         self.pool, self.rng = pool, rng
         self.by_class: dict[int, list[tuple[int, SceneObject]]] = {}
         for index, scene in enumerate(pool):
@@ -102,23 +115,20 @@ class PairSampler:
         crops, captions, words = [], [], torch.zeros(count, len(CAMVID), dtype=torch.bool)
         for row in range(count):
             scene, box, item = self._crop(size)
-            top, left, bottom, right = box
-            shares = np.bincount(scene.mask[top:bottom, left:right].ravel(), minlength=256)[: len(CAMVID)]
-            shares = shares / ((bottom - top) * (right - left))
+            part = scene.mask[box[0] : box[2], box[1] : box[3]]
+            shares = np.bincount(part.ravel(), minlength=256)[: len(CAMVID)] / part.size
             named = [c for c in np.argsort(-shares) if shares[c] > 0.04 or (item and c == item.class_id)]
             words[row, named] = True
             captions.append(self._caption(named, item))
-            pixels = torch.from_numpy(scene.image[top:bottom, left:right]).permute(2, 0, 1)[None].float()
-            shrinks = size[0] < bottom - top
-            crop = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=shrinks)
-            crops.append(crop.flip(3) if self.rng.random() < 0.5 else crop)
-        return torch.cat(crops).round().clamp(0, 255).to(torch.uint8), captions, words
+            crops.append(cut(scene.image, box, size, self.rng))
+        return torch.stack(crops), captions, words
 
-    def _crop(self, size: tuple[int, int]):
+    def _crop(self, size: tuple[int, int]) -> tuple[Scene, Box, SceneObject | None]:
         rng, aspect = self.rng, size[1] / size[0]
         item = None
         if rng.random() < 0.5:
-            index, item = self._object()
+            entries = pick(rng, [self.by_class[c] for c in sorted(self.by_class)])
+            index, item = pick(rng, entries)
             top, left, bottom, right = item.box
             side = max(bottom - top, (right - left) / aspect, 10) * rng.uniform(1.05, 2.5)
             centre = ((top + bottom) / 2 + rng.normal(0, side / 12), (left + right) / 2 + rng.normal(0, side / 12))
@@ -135,15 +145,10 @@ class PairSampler:
         left = int(np.clip(centre[1] - wide / 2, 0, width - wide))
         return scene, (top, left, top + high, left + wide), item
 
-    def _object(self) -> tuple[int, SceneObject]:
-        classes = sorted(self.by_class)
-        entries = self.by_class[classes[int(self.rng.integers(len(classes)))]]
-        return entries[int(self.rng.integers(len(entries)))]
-
     def _caption(self, named: list[int], item: SceneObject | None) -> str:
         nouns = [self._noun(c, item) for c in named[:5]]
         text = nouns[0] if len(nouns) == 1 else ", a ".join(nouns[:-1]) + " and a " + nouns[-1]
-        return TEMPLATES[int(self.rng.integers(len(TEMPLATES)))].format(text)
+        return pick(self.rng, TEMPLATES).format(text)
 
     def _noun(self, class_id: int, item: SceneObject | None) -> str:
         name = CAMVID.words[class_id][0]
@@ -152,7 +157,7 @@ class PairSampler:
         if about and item.kind and self.rng.random() < 0.3:
             name = item.kind
         elif options and self.rng.random() < 0.3:
-            name = options[int(self.rng.integers(len(options)))]
+            name = pick(self.rng, options)
         return f"{item.colour} {name}" if about and item.colour and self.rng.random() < 0.3 else name
 
 
@@ -204,11 +209,6 @@ def optimisers(model: nn.Module, extra: list[nn.Parameter], lr: float) -> list[t
     ]
 
 
-def learning_rate(peak: float, done: float) -> float:
-    """Linear warm-up over the first 4 %, then cosine to 2 % of the peak; `done` in [0, 1]."""
-    return peak * min(1.0, done / 0.04) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
-
-
 def next_size(done: float, rng: np.random.Generator) -> tuple[int, int]:
     """Crop size of the next step; `done` in [0, 1] is the share of the time that has passed."""
     if done < FIRST:
@@ -225,34 +225,29 @@ def train_clip(minutes: float, scenes: int, batch_size: int, lr: float, seed: in
     word_scale = nn.Parameter(torch.tensor(15.0).log())
     optims = optimisers(model, [word_scale], lr)
     mean, std = torch.tensor(CLIP_MEAN)[:, None, None], torch.tensor(CLIP_STD)[:, None, None]
-    seen, start, step = torch.zeros(VOCABULARY, dtype=torch.bool), time.time(), 0
-    running: dict[str, float] = {}
-    while (done := (time.time() - start) / (60 * minutes)) < 1:
+    seen, step = torch.zeros(VOCABULARY, dtype=torch.bool), 0
+    for step, done in steps_in(minutes):
         for optim in optims:
             optim.param_groups[0]["lr"] = learning_rate(lr, done)
         size = next_size(done, sampler.rng)
         count = max(32, int(batch_size * min(1.0, 64 * 64 / (size[0] * size[1]))))
         crops, captions, present = sampler.batch(count, size)
-        template = TEMPLATES[int(sampler.rng.integers(len(TEMPLATES)))]
+        template = pick(sampler.rng, TEMPLATES)
         tokens = clip.tokenize(captions + [template.format(w[0]) for w in CAMVID.words]).long()
         seen[tokens.unique()] = True
         with torch.autocast("cpu", torch.bfloat16):
             token, dense = image_features(model, (crops.float() / 255 - mean) / std)
             text = text_features(model, tokens)
         token, dense, text = token.float(), dense.float(), text.float()
-        parts = {
-            "contrastive": contrastive_loss(token, text[:count], model.logit_scale.exp().clamp(max=100)),
-            "words": caption_word_loss(dense, text[count:], present, word_scale.exp().clamp(max=100)),
-        }
+        pairs = contrastive_loss(token, text[:count], model.logit_scale.exp().clamp(max=100))
+        named = caption_word_loss(dense, text[count:], present, word_scale.exp().clamp(max=100))
         for optim in optims:
             optim.zero_grad(set_to_none=True)
-        (parts["contrastive"] + WORD_WEIGHT * parts["words"]).backward()
+        (pairs + WORD_WEIGHT * named).backward()
         for optim in optims:
             optim.step()
-        step += 1
-        running = {k: 0.98 * running.get(k, float(v.detach())) + 0.02 * float(v.detach()) for k, v in parts.items()}
         if step % 100 == 0:
-            print(f"step {step}  {100 * done:.0f} %", *(f"{k} {v:.3f}" for k, v in running.items()), flush=True)
+            print(f"step {step}  {100 * done:.0f} %  contrastive {pairs:.3f}  words {named:.3f}", flush=True)
             save_clip(model, seen, output)
     save_clip(model, seen, output)
     print(f"{output}: {step} steps, {output.stat().st_size / 1e6:.1f} MB")
