@@ -6,6 +6,7 @@ image and kept; class, gate, opacity and words only need what is quick. Every pa
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -150,12 +151,9 @@ class Explorer:
 
     def masker(self, name: str) -> Masker:
         """Return the run's masker, with another strategy in CLIP's last block."""
-        first = self._masker
-        if name == first.strategy:
-            return first
-        p = self.params
-        sliding = {"window": p.mask_window, "stride": p.mask_stride, "scales": p.mask_scales, "flip": p.mask_flip}
-        return Masker(first.clip, first.text, name, p.gate, p.clip_pixels, **sliding).to(self.device)
+        masker = copy.copy(self._masker)  # shares CLIP and the text embeddings
+        masker.strategy = name
+        return masker
 
     def _view(self, state: ExplorerState) -> LocalView:
         return LocalView(torch.tensor([self.box(state)]), state.zoom)
@@ -319,9 +317,7 @@ def read_network(path: Path, class_set: ClassSet) -> torch.nn.Module:
     try:
         network, trained = load_trained(path)
     except CarbError as error:
-        official = path.suffix == ".pth" and path.is_file()
-        hint = "; official files are turned into ours by carb checkpoints import" if official else ""
-        raise NetworkError(f"{error}{hint}") from error
+        raise NetworkError(str(error)) from error
     if trained.class_set.names != class_set.names:
         raise NetworkError(
             f"{path}: its network knows the classes of {trained.class_set.name}, not of {class_set.name}; "

@@ -26,6 +26,7 @@ from carblib.explore.widgets import (
     as_jpeg,
     dropdown,
     error_text,
+    legend,
     no_picture,
     pixel_table,
     text_field,
@@ -50,7 +51,7 @@ class ExplorerPanel:
         self._quiet = True
         self.view: View | None = None
         self.drawn = 0  # pictures so far
-        self.picture, self.status, self.found = PointerPicture(), HTML(), HTML()
+        self.picture, self.status, self.legend, self.found = PointerPicture(), HTML(), HTML(), HTML()
         self._choices(first)
         self._switches(first)
         self._reorder(first.index)
@@ -98,7 +99,7 @@ class ExplorerPanel:
             control.style.description_width = "initial"
             control.layout.width = "270px" if control is self.image else "240px"
         wrapping = Layout(flex_flow="row wrap", align_items="center")
-        return VBox([*(HBox(row, layout=wrapping) for row in rows), self.status, self.picture, self.found])
+        return VBox([*(HBox(row, layout=wrapping) for row in rows), self.status, self.picture, self.legend, self.found])
 
     def _observe(self) -> None:
         redrawing = [self.image, self.shown_class, self.masker, self.gate, self.local, self.opacity, self.words]
@@ -242,7 +243,8 @@ class ExplorerPanel:
                     self._switch_network("")
             except Exception:
                 # No picture rather than one of something else than the controls say.
-                self.view, self.picture.data, self.found.value = None, no_picture(WIDTH), ""
+                self.view, self.picture.data = None, no_picture(WIDTH)
+                self.legend.value = self.found.value = ""
                 raise
 
     def _draw(self) -> None:
@@ -250,6 +252,7 @@ class ExplorerPanel:
         self.view = view_of(self.explorer, state)
         self.picture.alt = f"{len(self.view.panels)} panels: " + ", ".join(p.title for p in self.view.panels)
         self.picture.data = as_jpeg(render_view(self.view))
+        self.legend.value = legend(self.view)
         self.drawn += 1
         self.found.value = pixel_table(self.explorer, state) if state.pixel else ""
         self.status.value = self._about(state, time.perf_counter() - started)

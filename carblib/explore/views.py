@@ -1,4 +1,4 @@
-"""The explorer's pictures: panels side by side with one legend, as pixels for the screen or as a figure for a paper.
+"""The explorer's pictures: panels side by side, as pixels for the screen or as a figure for a paper.
 
 `view_of` gathers what a state shows, `render_view` paints it in some ten milliseconds (PIL, no matplotlib), and
 `view_figure` draws the same view in the style of all figures, to be saved as PNG and PDF.
@@ -40,7 +40,7 @@ NOISY = (255, 255, 255)  # opaque
 MARK = (230, 0, 120)  # words and the clicked pixel: a colour no palette of streets uses
 Colour = tuple[int, int, int]
 _COLUMNS = {1: 1, 2: 2, 3: 3, 4: 2, 5: 3, 6: 3, 7: 4, 8: 4}
-_GAP, _TITLE, _LINE = 10, 24, 24  # pixels: between panels, above one, and a row of the legend
+_GAP, _TITLE = 10, 24  # pixels: between panels, and above one
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def _mix(image: np.ndarray | float, colour: np.ndarray | Sequence[int], opacity:
 
 def _heat(values: np.ndarray, ends: tuple[float, float]) -> np.ndarray:
     low, high = ends
-    return _heat_colours()[np.clip((values - low) / max(high - low, 1e-6) * 255, 0, 255).astype(np.uint8)]
+    return heat_colours()[np.clip((values - low) / max(high - low, 1e-6) * 255, 0, 255).astype(np.uint8)]
 
 
 def _legend(
@@ -142,7 +142,8 @@ def _legend(
 
 
 @functools.cache
-def _heat_colours() -> np.ndarray:
+def heat_colours() -> np.ndarray:
+    """Return the colours (256, 3) uint8 of the similarity maps' scale, lowest first."""
     return matplotlib.colormaps[VALUE_MAP](np.arange(256), bytes=True)[:, :3]
 
 
@@ -150,21 +151,15 @@ def _heat_colours() -> np.ndarray:
 
 
 def render_view(view: View, width: int = WIDTH) -> np.ndarray:
-    """Paint a view as it appears on screen: (h, width, 3) uint8, panels in rows, one legend below."""
+    """Paint a view's panels in rows, with its marks: (h, width, 3) uint8."""
     places = _places(view, width)
     canvas = Image.new("RGB", (width, _height(view, width)), "white")
     draw = ImageDraw.Draw(canvas)
     for panel, (left, top, across, down) in zip(view.panels, places, strict=True):
         way = Image.Resampling.NEAREST if across > panel.picture.shape[1] else Image.Resampling.BOX
         canvas.paste(Image.fromarray(panel.picture).resize((across, down), way), (left, top))
-        draw.text((left + 1, top - 5), panel.title, INK, _font(15), anchor="ls")
+        draw.text((left + 1, top - 5), panel.title, INK, _font(), anchor="ls")
         _marks(draw, view, (left, top, across, down))
-    rows = _wrap(view, width)
-    for row, line in enumerate(rows, -len(rows)):
-        x = 1
-        for name, colour in line:
-            _entry(draw, x, canvas.height + row * _LINE, name, colour)
-            x += _entry_width(name, colour)
     return np.asarray(canvas)
 
 
@@ -192,7 +187,7 @@ def _places(view: View, width: int) -> list[tuple[int, int, int, int]]:
 
 def _height(view: View, width: int) -> int:
     _, top, _, down = _places(view, width)[-1]
-    return top + down + _GAP + _LINE * len(_wrap(view, width))
+    return top + down
 
 
 def _marks(draw: ImageDraw.ImageDraw, view: View, place: tuple[int, int, int, int]) -> None:
@@ -209,41 +204,9 @@ def _marks(draw: ImageDraw.ImageDraw, view: View, place: tuple[int, int, int, in
         draw.ellipse([x - 6, y - 6, x + 6, y + 6], outline=MARK, width=3)
 
 
-def _wrap(view: View, width: int) -> list[list[tuple[str, Colour | None]]]:
-    """The legend in rows as wide as the picture; its last entry, without a colour, is the similarity maps' scale."""
-    low, high = view.value_range
-    scale = f"{low:.2f}|{high:.2f} cosine similarity".replace("-", "−")
-    rows, used = [[]], 0
-    for name, colour in [*view.legend, (scale, None)]:
-        if rows[-1] and used + _entry_width(name, colour) > width:
-            rows.append([])
-            used = 0
-        rows[-1].append((name, colour))
-        used += _entry_width(name, colour)
-    return rows
-
-
-def _entry_width(name: str, colour: Colour | None) -> int:
-    return round(_font(15).getlength(name)) + (20 + 24 if colour else 110 + 24)
-
-
-def _entry(draw: ImageDraw.ImageDraw, x: int, y: int, name: str, colour: Colour | None) -> None:
-    middle = y + _LINE // 2
-    if colour is not None:
-        draw.rectangle([x, y + 5, x + 14, y + 19], fill=tuple(colour), outline=FAINT)
-        draw.text((x + 20, middle), name, INK, _font(15), anchor="lm")
-        return
-    low, high = name.split("|")
-    start = x + round(_font(15).getlength(low)) + 6
-    draw.text((x, middle), low, INK, _font(15), anchor="lm")
-    for step, shade in enumerate(_heat_colours()[::3]):
-        draw.line([start + step, y + 5, start + step, y + 19], fill=tuple(int(part) for part in shade))
-    draw.text((start + 92, middle), high, INK, _font(15), anchor="lm")
-
-
 @functools.cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+def _font() -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", 15)
 
 
 # --- figures -----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Small pieces of the explorer's panel: a picture to click and drag on, and findings as HTML."""
+"""Small pieces of the explorer's panel: a picture to click and drag on; legend and findings as HTML."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from PIL import Image
 from carblib.base.errors import CarbError
 from carblib.classes import IGNORE
 from carblib.explore.explorer import Explorer, ExplorerState
+from carblib.explore.views import View, heat_colours
 from carblib.results.words import truth_name
 
 QUALITY = 90  # of the JPEG shown; saved views are drawn anew
@@ -99,10 +100,31 @@ def pixel_table(explorer: Explorer, state: ExplorerState) -> str:
     cells = []
     for place, (name, value) in enumerate(explorer.similarity_at(state, state.pixel), 1):
         palette = explorer.class_set.palette[names.index(name)] if name in names else (255, 255, 255)
-        swatch = f"background:rgb{tuple(map(int, palette))};border:1px solid #767676;padding:0 .5em;margin-right:.3em"
-        text = f"<span style='{swatch}'></span>{html.escape(name)} {value:.2f}".replace(" -", " −")
-        cells.append(f"<span style='white-space:nowrap;margin-right:1.2em'>{place}. {text}</span>")
+        text = f"{_swatch(_rgb(palette))}{html.escape(name)} {value:.2f}".replace(" -", " −")
+        cells.append(_entry(f"{place}. {text}"))
     return f"<div>row {row}, column {column}: {', '.join(named)}</div><div>{' '.join(cells)}</div>"
+
+
+def legend(view: View) -> str:
+    """Return as HTML which colours a view has for which classes, and the scale of its similarity maps."""
+    low, high = (f"{end:.2f}".replace("-", "−") for end in view.value_range)
+    steps = ",".join(_rgb(colour) for colour in heat_colours()[::15])
+    scale = f"{low} {_swatch(f'linear-gradient(to right,{steps})', 2.5)}{high} cosine similarity"
+    entries = [_swatch(_rgb(colour)) + html.escape(name) for name, colour in view.legend]
+    return "<div>" + " ".join(map(_entry, [*entries, scale])) + "</div>"
+
+
+def _rgb(colour: Sequence[int]) -> str:
+    return f"rgb{tuple(map(int, colour))}"
+
+
+def _swatch(background: str, half: float = 0.5) -> str:
+    style = f"background:{background};border:1px solid #767676;padding:0 {half}em;margin-right:.3em"
+    return f"<span style='{style}'></span>"
+
+
+def _entry(content: str) -> str:
+    return f"<span style='white-space:nowrap;display:inline-block;margin-right:1.2em'>{content}</span>"
 
 
 def no_picture(width: int) -> bytes:

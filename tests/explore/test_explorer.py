@@ -176,7 +176,7 @@ def test_a_point_of_the_picture_is_a_pixel_of_the_image(explorer: Explorer, chan
         assert pixel_under(view, *at) == (20, 100)
         assert pixel_under(view, (left + across - 0.5) / width, (top + down - 0.5) / height) == (63, 127)
         assert pixel_under(view, (left + 3) / width, (top - 3) / height) is None
-    assert pixel_under(view, 0.5, 0.999) is None
+    assert pixel_under(view, 0.5, 0.001) is None
 
 
 def test_legend_names_the_classes_in_view_and_no_others(explorer: Explorer) -> None:
