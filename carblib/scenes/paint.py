@@ -166,11 +166,9 @@ class Canvas:
             r = radius * share
             self._blend.ellipse((cx - r, cy - r, cx + r, cy + r), fill=(*colour, int(255 * strength)))
 
-    def patch(
-        self, left: int, top: int, pixels: np.ndarray, shape: np.ndarray, size: tuple[int, int], ident: int
-    ) -> None:
+    def patch(self, left: int, top: int, pixels: np.ndarray, shape: np.ndarray, size: tuple, ident: int) -> None:
         """Paste a small texture (h, w, 3) through `shape` (h, w bool), stretched to `size` (H, W), at (left, top)."""
-        height, width = max(2, size[0]), max(2, size[1])
+        height, width = size
         x0, y0 = max(left, 0), max(top, 0)
         x1, y1 = min(left + width, self.camera.width), min(top + height, self.camera.height)
         if x1 <= x0 or y1 <= y0:
@@ -184,6 +182,11 @@ class Canvas:
         self.ids.paste(ident, (x0, y0, x1, y1), stencil)
 
 
+def corners(left: float, low: float, right: float, high: float) -> list[tuple[float, float]]:
+    """The corners of a rectangle, one after the other."""
+    return [(left, low), (right, low), (right, high), (left, high)]
+
+
 def pick(rng: np.random.Generator, options: Sequence):
     """One of the options, all equally likely (repeat an option to make it likelier)."""
     return options[int(rng.random() * len(options))]
@@ -193,11 +196,7 @@ def jitter(rng: np.random.Generator, colour: Colour, amount: float = 14.0) -> Co
     """A colour near the one given: brightness moves most, hue a little."""
     a, b, c, d = rng.uniform(-1, 1, 4)
     shift = a * amount * 1.4
-    return (
-        colour[0] + shift + b * amount * 0.5,
-        colour[1] + shift + c * amount * 0.5,
-        colour[2] + shift + d * amount * 0.5,
-    )
+    return tuple(value + shift + hue * amount * 0.5 for value, hue in zip(colour, (b, c, d), strict=True))
 
 
 def times(colour: Colour, factor: float) -> Colour:
@@ -280,9 +279,8 @@ def paint_ground(canvas: Canvas, street: Street, rng: np.random.Generator) -> No
     levels = np.linspace(0.2, 1.6, 48, dtype=np.float32)[None, :, None]
     palette = np.clip(surfaces[:, None] * np.array(light.ambient, np.float32) * levels, 0, 255).astype(np.uint8)
     index = np.clip((tone - 0.2) * (47 / 1.4) + 0.5, 0, 47).astype(np.uint8)
-    index = index.repeat(OVERSAMPLING, 0).repeat(OVERSAMPLING, 1)[: band.shape[0], : band.shape[1]] + band * np.uint8(
-        48
-    )
+    index = index.repeat(OVERSAMPLING, 0).repeat(OVERSAMPLING, 1)[: band.shape[0], : band.shape[1]]
+    index = index + band * np.uint8(48)
     picture = Image.fromarray(index)
     picture.putpalette(palette.tobytes())
     canvas.image.paste(picture.convert("RGB"), (0, top))
@@ -348,11 +346,8 @@ def expose(canvas: Canvas, size: tuple[int, int], rng: np.random.Generator) -> t
         small = small.filter(ImageFilter.BoxBlur(rng.uniform(0.2, 0.7) * height / 256))
     amount = np.array([thing.texture for thing in canvas.things], np.float32)
     gain = 1 + amount.take(numbers) * noise_window(rng, height, width, 256 / height * 1.5)
-    square = (
-        np.linspace(-1, 1, width, dtype=np.float32)[None] ** 2,
-        np.linspace(-1, 1, height, dtype=np.float32)[:, None] ** 2,
-    )
-    gain *= rng.uniform(0.92, 1.15) * (1 - rng.uniform(0, 0.12) * (square[0] + square[1]))
+    across, down = (np.linspace(-1, 1, length, dtype=np.float32) ** 2 for length in (width, height))
+    gain *= rng.uniform(0.92, 1.15) * (1 - rng.uniform(0, 0.12) * (across + down[:, None]))
     cast = (1 + rng.normal(0, 0.035), 1.0, 1 + rng.normal(0, 0.035))
     image = np.empty((height, width, 3), np.uint8)
     for channel, plane in enumerate(small.split()):
@@ -373,6 +368,4 @@ def _white_noise() -> np.ndarray:
 def _sensor_noise(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     table = _white_noise()
     start = int(rng.integers(len(table) // 2))
-    if height * width > len(table) - start:
-        return np.resize(table[start:], (height, width))
-    return table[start : start + height * width].reshape(height, width)
+    return np.resize(table[start : start + height * width], (height, width))  # repeats where the picture is larger

@@ -14,6 +14,7 @@ from carblib.scenes.paint import (
     SIGN,
     Canvas,
     Colour,
+    corners,
     jitter,
     pick,
     times,
@@ -49,7 +50,7 @@ class Figure:
         self.canvas.line([self.at(*p) for p in points], width * self.scale, shade, self.ident if solid else None)
 
     def disc(
-        self, a: float, h: float, ra: float, rh: float, colour: Colour, glow: float = 0.0, solid: bool = True
+        self, a: float, h: float, ra: float, rh: float, colour: Colour, glow: float = 0, solid: bool = True
     ) -> None:
         """Fill an ellipse."""
         (u, v), shade = self.at(a, h), self.canvas.light.shade(colour, self.z, 1.0, glow)
@@ -90,16 +91,11 @@ def draw_pole(canvas: Canvas, x: float, z: float, kind: str, toward: int, rng: n
         return
     reach = toward * rng.uniform(0.7, 2.0)
     post.limb([(0, height), (reach * 0.4, height + 0.25), (reach, height + 0.3)], 0.1, post.colour)
-    lamp = [
-        (reach - 0.35, height + 0.2),
-        (reach + 0.35, height + 0.2),
-        (reach + 0.28, height + 0.4),
-        (reach - 0.28, height + 0.4),
-    ]
-    post.polygon(
-        lamp, (236, 214, 160) if canvas.light.lamps else times(post.colour, 1.1), 1.0, 0.9 if canvas.light.lamps else 0
-    )
-    if canvas.light.lamps:
+    lamp = [(reach + a, height + h) for a, h in ((-0.35, 0.2), (0.35, 0.2), (0.28, 0.4), (-0.28, 0.4))]
+    if not canvas.light.lamps:
+        post.polygon(lamp, times(post.colour, 1.1))
+    else:
+        post.polygon(lamp, (236, 214, 160), glow=0.9)
         canvas.halo(*post.at(reach, height + 0.2), 1.1 * post.scale, (255, 226, 160))
 
 
@@ -120,8 +116,7 @@ def draw_sign(canvas: Canvas, x: float, z: float, kind: str, rng: np.random.Gene
         sign.disc(0, height, r, r, ground, 0.12)
         if word == "red":
             sign.disc(0, height, r * 0.72, r * 0.72, white, 0.12, solid=False)
-            sign.polygon([(-r * 0.35, height - 0.08), (r * 0.35, height - 0.08), (r * 0.35, height + 0.08),
-                          (-r * 0.35, height + 0.08)], (40, 40, 44), solid=False)  # fmt: skip
+            sign.polygon(corners(-r * 0.35, height - 0.08, r * 0.35, height + 0.08), (40, 40, 44), solid=False)
         else:
             sign.limb([(0, height - r * 0.5), (0, height + r * 0.5)], 0.12, white, solid=False)
     elif kind == "triangle sign":
@@ -129,20 +124,15 @@ def draw_sign(canvas: Canvas, x: float, z: float, kind: str, rng: np.random.Gene
         flip = -1 if rng.random() < 0.25 else 1
         shape = [(-r, -0.8 * r), (r, -0.8 * r), (0, 0.95 * r)]
         sign.polygon([(a, height + flip * h) for a, h in shape], ground, glow=0.12)
-        sign.polygon(
-            [(a * 0.62, height + flip * (h * 0.62 - 0.05 * r)) for a, h in shape], white, glow=0.1, solid=False
-        )
+        inner = [(a * 0.62, height + flip * (h * 0.62 - 0.05 * r)) for a, h in shape]
+        sign.polygon(inner, white, glow=0.1, solid=False)
     elif kind == "stop sign":
-        corners = [
-            (r * math.cos(t), height + r * math.sin(t)) for t in np.arange(math.pi / 8, 6.3, math.pi / 4).tolist()
-        ]
-        sign.polygon(corners, ground, glow=0.12)
-        sign.polygon([(-r * 0.6, height - 0.07), (r * 0.6, height - 0.07), (r * 0.6, height + 0.09),
-                      (-r * 0.6, height + 0.09)], white, solid=False)  # fmt: skip
+        turns = np.arange(math.pi / 8, 6.3, math.pi / 4).tolist()
+        sign.polygon([(r * math.cos(t), height + r * math.sin(t)) for t in turns], ground, glow=0.12)
+        sign.polygon(corners(-r * 0.6, height - 0.07, r * 0.6, height + 0.09), white, solid=False)
     else:
         half, tall = (rng.uniform(0.7, 1.3), rng.uniform(0.4, 0.7)) if board else (r * 0.9, r * rng.uniform(0.8, 1.2))
-        box = [(-half, -tall), (half, -tall), (half, tall), (-half, tall)]
-        sign.polygon([(a, height + h) for a, h in box], ground, glow=0.12)
+        sign.polygon(corners(-half, height - tall, half, height + tall), ground, glow=0.12)
         for k in range(3 if board else 1):
             level = height + tall * (0.5 - 0.5 * k if board else 0.1)
             sign.limb([(-half * 0.7, level), (half * rng.uniform(0.0, 0.7), level)], 0.12, mark, solid=False)
@@ -158,15 +148,13 @@ def draw_traffic_light(canvas: Canvas, x: float, z: float, toward: int, rng: np.
         post.limb([(0, height), (reach, height)], 0.12, post.colour)
     light = Figure(canvas, canvas.add(SIGN, "black", "traffic light", 0.015), x, z)
     half, tall = rng.uniform(0.18, 0.28), rng.uniform(0.5, 0.68)
-    light.polygon([(reach - half, height - tall), (reach + half, height - tall), (reach + half, height + tall),
-                   (reach - half, height + tall)], (34, 34, 36))  # fmt: skip
+    light.polygon(corners(reach - half, height - tall, reach + half, height + tall), (34, 34, 36))
     lit = int(rng.random() * 3)
     colours = ((235, 40, 30), (250, 180, 40), (40, 220, 110))
     for k, colour in enumerate(colours):
         h = height + tall * (0.62 - 0.62 * k)
-        light.disc(
-            reach, h, half * 0.68, half * 0.68, colour if k == lit else times(colour, 0.22), 0.85 * (k == lit), False
-        )
+        shown = colour if k == lit else times(colour, 0.22)
+        light.disc(reach, h, half * 0.68, half * 0.68, shown, 0.85 * (k == lit), solid=False)
     if canvas.light.lamps:
         canvas.halo(*light.at(reach, height + tall * (0.62 - 0.62 * lit)), 0.35 * light.scale, colours[lit])
 
@@ -184,24 +172,20 @@ def draw_pedestrian(canvas: Canvas, x: float, z: float, kind: str, rng: np.rando
     figure.limb([(0.03 * t, 0.48 * t), (stride * 0.9, 0.25 * t), (stride, 0.02)], 0.085 * t, legs)
     for a, lean in ((-stride, 0.05), (stride, 0.05)):
         figure.limb([(a - 0.02, 0.02), (a + lean, 0.02)], 0.05 * t, (34, 30, 30))
-    figure.limb(
-        [(-0.11 * t, 0.79 * t), (-0.14 * t - swing, 0.6 * t), (-0.12 * t - 1.3 * swing, 0.46 * t)], 0.06 * t, top, 0.85
-    )
+    arm = [(0.11 * t, 0.79 * t), (0.14 * t + swing, 0.6 * t), (0.12 * t + 1.3 * swing, 0.46 * t)]
+    figure.limb([(-a, h) for a, h in arm], 0.06 * t, top, 0.85)
     hem = pick(rng, (0.44, 0.44, 0.3)) if kind != "woman" else pick(rng, (0.44, 0.3, 0.28))
     flare = 0.1 + (0.44 - hem) * 0.35
     half = [(0.06, 0.845), (0.125, 0.81), (0.095, 0.55), (flare, hem)]
     coat = half + [(-a, h) for a, h in reversed(half)]
     figure.polygon([(a * t, h * t) for a, h in coat], top)
-    figure.limb(
-        [(0.11 * t, 0.79 * t), (0.14 * t + swing, 0.6 * t), (0.12 * t + 1.3 * swing, 0.46 * t)], 0.06 * t, top, 0.92
-    )
+    figure.limb(arm, 0.06 * t, top, 0.92)
     figure.limb([(0, 0.82 * t), (0, 0.88 * t)], 0.06 * t, skin, 0.9)
     figure.disc(0, 0.925 * t, 0.06 * t, 0.075 * t, skin)
     figure.disc(0, 0.955 * t, 0.062 * t, 0.05 * t, hair)
     if rng.random() < 0.3:
         bag, side = jitter(rng, COLOURS[pick(rng, ("brown", "black", "red", "blue"))]), pick(rng, (-1, 1))
-        figure.polygon([(side * 0.1 * t, 0.58 * t), (side * 0.22 * t, 0.58 * t), (side * 0.22 * t, 0.4 * t),
-                        (side * 0.1 * t, 0.4 * t)], bag)  # fmt: skip
+        figure.polygon(corners(side * 0.1 * t, 0.58 * t, side * 0.22 * t, 0.4 * t), bag)
 
 
 def draw_bicyclist(canvas: Canvas, x: float, z: float, view: str, rng: np.random.Generator) -> None:
@@ -211,15 +195,12 @@ def draw_bicyclist(canvas: Canvas, x: float, z: float, view: str, rng: np.random
     facing = pick(rng, (-1, 1))
     figure = Figure(canvas, ident, x, z, facing * (rng.uniform(0.75, 1.0) if view == "side" else rng.uniform(0.3, 0.5)))
     top, legs = jitter(rng, COLOURS[word], 16), jitter(rng, COLOURS[pick(rng, _TROUSERS)], 14)
-    frame, skin = (
-        jitter(rng, COLOURS[pick(rng, ("red", "blue", "black", "green", "white", "yellow"))], 16),
-        pick(rng, _SKIN),
-    )
-    helmet = (
-        jitter(rng, COLOURS[pick(rng, ("white", "red", "blue", "black", "yellow"))], 12)
-        if rng.random() < 0.6
-        else pick(rng, _HAIR)
-    )
+    frame = jitter(rng, COLOURS[pick(rng, ("red", "blue", "black", "green", "white", "yellow"))], 16)
+    skin = pick(rng, _SKIN)
+    if rng.random() < 0.6:
+        helmet = jitter(rng, COLOURS[pick(rng, ("white", "red", "blue", "black", "yellow"))], 12)
+    else:
+        helmet = pick(rng, _HAIR)
     figure.shadow(0.6)
     tyre = canvas.light.shade((28, 28, 30), z)
     flat = abs(figure.squeeze)
@@ -227,8 +208,7 @@ def draw_bicyclist(canvas: Canvas, x: float, z: float, view: str, rng: np.random
         u, v = figure.at(a if view == "side" else 0.2 * a, 0.34)
         rx, ry = max(0.34 * flat, 0.06) * figure.scale, 0.34 * figure.scale
         if view == "end":
-            rx = 0.07 * figure.scale
-            canvas.ellipse(u, v, max(rx, 1.5), ry, tyre, ident)
+            canvas.ellipse(u, v, max(0.07 * figure.scale, 1.5), ry, tyre, ident)
             continue
         box = [(u + rx * math.cos(k * math.pi / 8), v + ry * math.sin(k * math.pi / 8)) for k in range(16)]
         canvas.mark(box, ident)
@@ -240,9 +220,8 @@ def draw_bicyclist(canvas: Canvas, x: float, z: float, view: str, rng: np.random
         phase = rng.uniform(0, 6.28)
         for k, dark in ((0.0, 0.8), (math.pi, 1.0)):
             pedal = (0.16 * math.cos(phase + k), 0.3 + 0.16 * math.sin(phase + k))
-            figure.limb(
-                [(-0.15, 0.95), (0.2 + 0.3 * pedal[0], 0.68 + 0.25 * (pedal[1] - 0.3)), pedal], 0.14, legs, dark
-            )
+            knee = (0.2 + 0.3 * pedal[0], 0.68 + 0.25 * (pedal[1] - 0.3))
+            figure.limb([(-0.15, 0.95), knee, pedal], 0.14, legs, dark)
         figure.polygon([(-0.28, 0.9), (-0.02, 0.88), (0.26, 1.42), (0.16, 1.52), (-0.05, 1.48)], top)
         figure.limb([(0.16, 1.42), (0.28, 1.15), (0.45, 1.04)], 0.09, top, 0.88)
         figure.disc(0.25, 1.65, 0.1, 0.13, skin)

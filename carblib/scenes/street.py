@@ -14,6 +14,7 @@ from carblib.scenes.paint import (
     TREE,
     Canvas,
     Colour,
+    corners,
     jitter,
     noise_window,
     pick,
@@ -68,14 +69,13 @@ def draw_building(canvas: Canvas, house: Building, rng: np.random.Generator) -> 
     if house.roof > 0:
         tiles = jitter(rng, pick(rng, ((122, 66, 52), (84, 84, 88), (98, 78, 68), (70, 72, 80))), 12)
         ridge, top = x + house.side * 4.5, height + house.roof
-        slope = [(x, height - 0.2, near), (x, height - 0.2, far)]
-        slope += [(ridge, top, far), (ridge, top, near)]
+        slope = [(x, height - 0.2, near), (x, height - 0.2, far), (ridge, top, far), (ridge, top, near)]
         gable = [(x, height, near), (ridge, top, near), (depth, height, near)]
         canvas.polygon(camera.points(gable), light.shade(wall, near, end * 0.92), ident)
         canvas.polygon(camera.points(slope), light.shade(tiles, near * 0.7 + far * 0.3, front), ident)
         _chimney(canvas, ridge, near + 0.3 * (far - near), top, wall, ident)
-    corners = [(x, 0, near), (depth, 0, near), (depth, height, near), (x, height, near)]
-    canvas.polygon(camera.points(corners), light.shade(wall, near, end * 0.9), ident)
+    gable = [(x, 0, near), (depth, 0, near), (depth, height, near), (x, height, near)]
+    canvas.polygon(camera.points(gable), light.shade(wall, near, end * 0.9), ident)
     for k in range(3):  # three strips, so that haze deepens along a long front
         a, b = near + (far - near) * k / 3, near + (far - near) * (k + 1) / 3
         strip = [(x, 0, a), (x, 0, b), (x, height, b), (x, height, a)]
@@ -87,9 +87,7 @@ def draw_building(canvas: Canvas, house: Building, rng: np.random.Generator) -> 
 
 def _chimney(canvas: Canvas, x: float, z: float, top: float, wall: Colour, ident: int) -> None:
     camera, light = canvas.camera, canvas.light
-    left, right = camera.u(x - 0.5, z), camera.u(x + 0.5, z)
-    box = [(left, camera.v(top - 0.6, z)), (right, camera.v(top - 0.6, z))]
-    box += [(right, camera.v(top + 1.1, z)), (left, camera.v(top + 1.1, z))]
+    box = corners(camera.u(x - 0.5, z), camera.v(top - 0.6, z), camera.u(x + 0.5, z), camera.v(top + 1.1, z))
     canvas.polygon(box, light.shade(times(wall, 0.75), z), ident)
 
 
@@ -139,8 +137,9 @@ def _window(canvas, x, near, far, level, half, frame, factor, draw, lit_share) -
     if max(ua, ub) < 0 or min(ua, ub) > camera.width or ba < 0:
         return
     glass = light.shade(_LIT, near, 1.0, 0.85) if draw < lit_share else light.shade(_GLASS, near, 0.7 + 0.9 * draw)
+    outline = [(ua, ta), (ub, tb), (ub, bb), (ua, ba)]
     if ba - ta > 14 and abs(ub - ua) > 7:
-        canvas.polygon([(ua, ta), (ub, tb), (ub, bb), (ua, ba)], light.shade(frame, near, factor))
+        canvas.polygon(outline, light.shade(frame, near, factor))
         for low, high in ((0.1, 0.47), (0.53, 0.9)):
             pane = []
             for across, down in ((low, 0.07), (high, 0.07), (high, 0.93), (low, 0.93)):
@@ -148,7 +147,7 @@ def _window(canvas, x, near, far, level, half, frame, factor, draw, lit_share) -
                 pane.append((ua + (ub - ua) * across, rows[0] + (rows[1] - rows[0]) * down))
             canvas.polygon(pane, glass)
     else:
-        canvas.polygon([(ua, ta), (ub, tb), (ub, bb), (ua, ba)], glass)
+        canvas.polygon(outline, glass)
 
 
 def _shops(canvas: Canvas, house: Building, near: float, factor: float, rng: np.random.Generator) -> None:
@@ -190,8 +189,7 @@ def draw_end_wall(canvas: Canvas, z: float, height: float, rng: np.random.Genera
         wall = jitter(rng, WALLS[word], 14)
         ident = canvas.add(BUILDING, word, "house", 0.04)
         left, right, ground = camera.u(x, z), camera.u(x + width, z), camera.v(0, z)
-        canvas.polygon([(left, ground), (right, ground), (right, camera.v(top, z)), (left, camera.v(top, z))],
-                       light.shade(wall, z, 1.02), ident)  # fmt: skip
+        canvas.polygon(corners(left, ground, right, camera.v(top, z)), light.shade(wall, z, 1.02), ident)
         if rng.random() < 0.5:
             peak = camera.v(top + rng.uniform(1.5, 3.5), z)
             inset = (right - left) * rng.uniform(0.0, 0.5)
@@ -202,9 +200,8 @@ def draw_end_wall(canvas: Canvas, z: float, height: float, rng: np.random.Genera
             for a in np.arange(x + 0.7, x + width - 1.4, step).tolist():
                 lit = light.lamps and rng.random() < 0.3
                 glass = light.shade(_LIT, z, 1, 0.85) if lit else light.shade(_GLASS, z, 0.8 + 0.5 * rng.random())
-                u, v = camera.u(a, z), camera.v(level + 1.6, z)
-                canvas.polygon([(u, v), (camera.u(a + 1.1, z), v), (camera.u(a + 1.1, z), camera.v(level, z)),
-                                (u, camera.v(level, z))], glass)  # fmt: skip
+                window = camera.u(a, z), camera.v(level + 1.6, z), camera.u(a + 1.1, z), camera.v(level, z)
+                canvas.polygon(corners(*window), glass)
         x += width
 
 
@@ -247,9 +244,8 @@ def draw_tree(
                         (u + lean - thick * 0.35, fork)], bark, ident)  # fmt: skip
         for _ in range(3 if scale > 12 else 0):
             tip = u + rng.uniform(-0.3, 0.3) * wide * scale
-            canvas.line(
-                [(u + lean, fork + 2), (tip, fork - rng.uniform(0.1, 0.3) * height * scale)], thick * 0.4, bark, ident
-            )
+            branch = [(u + lean, fork + 2), (tip, fork - rng.uniform(0.1, 0.3) * height * scale)]
+            canvas.line(branch, thick * 0.4, bark, ident)
     tall = (height - stem) * scale
     rows, cols = int(np.clip(tall, 4, 80)), int(np.clip(wide * scale, 4, 80))
     yy, xx = np.linspace(-1, 1, rows, dtype=np.float32)[:, None], np.linspace(-1, 1, cols, dtype=np.float32)[None]

@@ -73,10 +73,8 @@ class _Placed:
         """Canvas positions of (share of length, share of half width, share of height)."""
         out = []
         for l, w, h in places:
-            a, b = (
-                (l - 0.5) * self.body.length,
-                w * self.body.width / 2 * (1 - self.body.taper * max(0.0, (h - 0.6) / 0.4)),
-            )
+            a = (l - 0.5) * self.body.length
+            b = w * self.body.width / 2 * (1 - self.body.taper * max(0.0, (h - 0.6) / 0.4))
             x = self.pose.x + a * self.sin + b * self.cos
             z = self.pose.z + a * self.cos - b * self.sin
             out.append((self.camera.u(x, z), self.camera.v(h * self.body.height, z)))
@@ -117,9 +115,8 @@ def draw_vehicle(canvas: Canvas, kind: str, pose: Pose, rng: np.random.Generator
         points = place.points([(la, -1, ha), (la, 1, ha), (lb, 1, hb), (lb, -1, hb)])
         if _faces_camera(points):
             flat = abs(hb - ha) * body.height < 0.5 * abs(lb - la) * body.length
-            strips.append(
-                (-abs((la + lb) / 2 * body.length - body.length / 2 - along), k, points, top if flat else 0.9)
-            )
+            distance = abs((la + lb) / 2 * body.length - body.length / 2 - along)
+            strips.append((-distance, k, points, top if flat else 0.9))
     for _, k, points, factor in sorted(strips, key=lambda strip: strip[:2]):
         canvas.polygon(points, light.shade(paint, z, factor), ident)
         if k in body.glass:
@@ -152,16 +149,8 @@ def _underside(canvas: Canvas, place: _Placed, ident: int, z: float) -> None:
 
 def _pane(canvas: Canvas, place: _Placed, a: tuple, b: tuple, z: float, rng: np.random.Generator) -> None:
     (la, ha), (lb, hb) = a, b
-    lo, hi = 0.08, 0.9
-    first = (la + (lb - la) * lo, ha + (hb - ha) * lo)
-    last = (la + (lb - la) * hi, ha + (hb - ha) * hi)
-    quad = [
-        (first[0], -0.84, first[1]),
-        (first[0], 0.84, first[1]),
-        (last[0], 0.84, last[1]),
-        (last[0], -0.84, last[1]),
-    ]
-    points = place.points(quad)
+    (l0, h0), (l1, h1) = ((la + (lb - la) * share, ha + (hb - ha) * share) for share in (0.08, 0.9))
+    points = place.points([(l0, -0.84, h0), (l0, 0.84, h0), (l1, 0.84, h1), (l1, -0.84, h1)])
     canvas.polygon(points, canvas.light.shade((46, 54, 62), z, rng.uniform(0.7, 1.5)))
     if canvas.camera.scale(z) > 25:
         p, q = points[2], points[3]
