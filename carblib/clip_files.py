@@ -15,7 +15,6 @@ import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -98,8 +97,6 @@ def _find(name: str, folder: str) -> tuple[Path, str]:
         return _find_openai(name, folder)
     path = SMALL_CLIP if name == "small" else resolve(name)
     if not path.is_file():
-        if name == "small":
-            raise CarbError(f"{path}: the embedded CLIP is missing; reinstall, or run carb pretrain clip")
         known = ["small", *clip.available_models()]
         hint = nearest(name, known) or "known are " + ", ".join(known)
         raise CarbError(f"clip '{name}': neither a file nor a known model; {hint}")
@@ -117,9 +114,7 @@ def _find_openai(name: str, folder: str) -> tuple[Path, str]:
     for place in places:
         if (place / file).is_file():
             if sha256(place / file) != expected:
-                raise CarbError(
-                    f"{place / file}: not OpenAI's {name} (its SHA-256 is another); delete it and run again"
-                )
+                raise CarbError(f"{place / file}: not OpenAI's {name} (another SHA-256); delete it and run again")
             return place / file, expected
     return _download(name, url, places[0]), expected
 
@@ -174,32 +169,20 @@ def _read_open_clip(name: str) -> ClipWeights:
         import open_clip
     except ImportError as error:
         raise CarbError(f"clip '{name}': needs the extra 'openclip'; pip install 'carblib[openclip]'") from error
-    weights = _open_clip_weights(open_clip, name, architecture, weights)
+    if not weights:
+        raise CarbError(f"clip '{name}': must read open_clip:<architecture>/<tag or file>")
+    if resolve(weights).is_file():
+        weights = str(resolve(weights))
     try:
         source = open_clip.create_model(architecture, pretrained=weights, require_pretrained=True).eval()
-    except Exception as error:  # open_clip raises many types, all about the file or its download
-        raise CarbError(f"clip '{name}': not loaded ({str(error)[:240]}); check the file or the network") from error
+    except Exception as error:  # open_clip raises many types, about names, files and downloads
+        reason = " ".join(str(error).split())[:240]
+        raise CarbError(f"clip '{name}': not loaded ({reason}); `open_clip.list_pretrained()` lists names") from error
     model = _rebuild(source, name)
     if not _agree(open_clip.get_tokenizer(architecture), source, model):
         raise CarbError(f"clip '{name}': not of OpenAI's architecture; choose a plain CLIP ViT or ResNet")
     pixels = open_clip.get_model_preprocess_cfg(source)
     return ClipWeights(model, _fingerprint(model), pixels["mean"], pixels["std"])
-
-
-def _open_clip_weights(open_clip: ModuleType, name: str, architecture: str, weights: str) -> str:
-    """Return the tag or the path of the file, checked."""
-    if not weights:
-        raise CarbError(f"clip '{name}': must read open_clip:<architecture>/<tag or file>")
-    if architecture not in open_clip.list_models():
-        hint = nearest(architecture, open_clip.list_models()) or "see open_clip.list_models()"
-        raise CarbError(f"clip '{name}': open_clip has no '{architecture}'; {hint}")
-    if resolve(weights).is_file():
-        return str(resolve(weights))
-    tags = open_clip.list_pretrained_tags_by_model(architecture)
-    if weights not in tags:
-        hint = nearest(weights, tags) or "known tags are " + ", ".join(tags)
-        raise CarbError(f"clip '{name}': '{weights}' is neither a file nor a tag of {architecture}; {hint}")
-    return weights
 
 
 def _rebuild(source: nn.Module, name: str) -> nn.Module:

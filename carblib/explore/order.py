@@ -58,17 +58,6 @@ def sorts(params: Params, split: Split, network: str) -> list[str]:
     return [*found, DISAGREEMENT] if there else found
 
 
-def why_by_name(params: Params, split: Split, network: str) -> str:
-    """Say why a split can be gone through by name only, and which notebook makes the results it lacks."""
-    if network and not (params.run_dir / "train" / network).is_dir():
-        return "order: by name only, as results are kept of the run's own trainings"
-    if not split.has_masks:
-        return f"order: by name only, as split {split.name} has no masks to measure with"
-    zoomed = not network and split.name == params.val_split
-    notebook = "02_pseudo_masks" if zoomed else f"04_small_object_evaluation (split {params.test_split})"
-    return f"order: by name only, as {split.name} has no results of {network or 'CLIP'}; {notebook} makes them"
-
-
 def order(params: Params, split: Split, network: str, by: str = NAME) -> list[int]:
     """Return the indices of the split's images, worst first, or by name; images without a score come last.
 

@@ -19,7 +19,7 @@ from carblib.base.errors import CarbError
 from carblib.base.progress import is_live
 from carblib.data.readers import Split
 from carblib.explore.explorer import GATES, Explorer, ExplorerState, NetworkError
-from carblib.explore.order import DISAGREEMENT, NAME, first_state, order, sorts, why_by_name
+from carblib.explore.order import DISAGREEMENT, NAME, first_state, order, sorts
 from carblib.explore.views import WIDTH, View, pixel_under, render_view, view_figure, view_of, view_record
 from carblib.explore.widgets import (
     PointerPicture,
@@ -33,6 +33,11 @@ from carblib.explore.widgets import (
 )
 from carblib.figures.captions import save_figure
 from carblib.params import project_root
+
+_BY_NAME = (
+    "order: by name only; 02_pseudo_masks makes results of CLIP on the val split, 04_small_object_evaluation of the "
+    "run's networks on the test split, and both need true masks"
+)
 
 
 class ExplorerPanel:
@@ -156,7 +161,7 @@ class ExplorerPanel:
             by, self._order = NAME, order(params, split, network)
         self.sort.value = by
         if len(self.sort.options) == 1:
-            self._notes.append(html.escape(why_by_name(params, split, network)))
+            self._notes.append(_BY_NAME)
         self.image.max = len(self._order) - 1
         self.image.value = self._order.index(min(index, len(self._order) - 1))
 
