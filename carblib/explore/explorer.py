@@ -108,14 +108,14 @@ class Explorer:
     their paths; relative ones count from the project root. Raises CarbError where no split can be opened.
     """
 
-    def __init__(self, params: Params, checkpoints: Sequence[str | Path] = (), kept: Kept | None = None):
+    def __init__(self, params: Params, checkpoints: Sequence[str | Path] = ()):
         self.params, self.class_set = params, params.class_set
         self.device = torch_device(params.device)
         self.splits = open_splits(params)
         self.networks = trained_networks(params) | {_path_name(path): resolve(path) for path in checkpoints}
         self._masker = build_masker(params, self.device)
         self.maskers = tuple(STRATEGIES) if self._masker.clip.is_vit else (params.masker,)
-        self._kept = kept or Kept()
+        self._kept = Kept()
         self._networks: dict[str, torch.nn.Module] = {}
 
     def name(self, state: ExplorerState) -> str:

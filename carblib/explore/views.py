@@ -10,6 +10,7 @@ import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -23,6 +24,7 @@ from carblib.classes import IGNORE, ClassSet
 from carblib.data.label_maps import colour_mask
 from carblib.explore.explorer import Box, Explorer, ExplorerState, Pixel
 from carblib.figures.captions import FigureRecord, figure_record
+from carblib.figures.grids import fit_height
 from carblib.figures.style import (
     FAINT,
     INK,
@@ -43,8 +45,7 @@ _COLUMNS = {1: 1, 2: 2, 3: 3, 4: 2, 5: 3, 6: 3, 7: 4, 8: 4}
 _GAP, _TITLE = 10, 24  # pixels: between panels, and above one
 
 
-@dataclass(frozen=True)
-class Panel:
+class Panel(NamedTuple):
     """One picture (h, w, 3) uint8 under a title."""
 
     title: str
@@ -91,10 +92,7 @@ def view_of(explorer: Explorer, state: ExplorerState) -> View:
         named[truth_name(explorer.params)] = shrink(subject.truth, DETAIL)
     values = shrink(explorer.similarity(state), DETAIL)
     word = classes.words[state.class_id][0]
-    panels = [
-        Panel("image", image),
-        Panel(f"similarity to “{word}”", _heat(values, ends)),
-    ]
+    panels = [Panel("image", image), Panel(f"similarity to “{word}”", _heat(values, ends))]
     panels += [Panel(title, painted(mask)) for title, mask in named.items()]
     if consistent is not None:
         agreed = shrink(consistent.astype(np.uint8), DETAIL).astype(bool)
@@ -150,12 +148,11 @@ def heat_colours() -> np.ndarray:
 # --- pixels ------------------------------------------------------------------------------------------------------
 
 
-def render_view(view: View, width: int = WIDTH) -> np.ndarray:
-    """Paint a view's panels in rows, with its marks: (h, width, 3) uint8."""
-    places = _places(view, width)
-    canvas = Image.new("RGB", (width, _height(view, width)), "white")
+def render_view(view: View) -> np.ndarray:
+    """Paint a view's panels in rows, with its marks: (h, WIDTH, 3) uint8."""
+    canvas = Image.new("RGB", (WIDTH, _height(view)), "white")
     draw = ImageDraw.Draw(canvas)
-    for panel, (left, top, across, down) in zip(view.panels, places, strict=True):
+    for panel, (left, top, across, down) in zip(view.panels, _places(view), strict=True):
         way = Image.Resampling.NEAREST if across > panel.picture.shape[1] else Image.Resampling.BOX
         canvas.paste(Image.fromarray(panel.picture).resize((across, down), way), (left, top))
         draw.text((left + 1, top - 5), panel.title, INK, _font(), anchor="ls")
@@ -163,30 +160,30 @@ def render_view(view: View, width: int = WIDTH) -> np.ndarray:
     return np.asarray(canvas)
 
 
-def pixel_under(view: View, x: float, y: float, width: int = WIDTH) -> Pixel | None:
+def pixel_under(view: View, x: float, y: float) -> Pixel | None:
     """Return the image's pixel (row, column) under a point of the rendered view, whichever panel; None beside them.
 
     `x`, `y` are shares (0–1) of the rendered view's width and height.
     """
-    x, y = x * width, y * _height(view, width)
-    for left, top, across, down in _places(view, width):
+    x, y = x * WIDTH, y * _height(view)
+    for left, top, across, down in _places(view):
         if left <= x < left + across and top <= y < top + down:
             return int((y - top) / down * view.size[0]), int((x - left) / across * view.size[1])
     return None
 
 
-def _places(view: View, width: int) -> list[tuple[int, int, int, int]]:
+def _places(view: View) -> list[tuple[int, int, int, int]]:
     """Where each panel's picture lies: (left, top, width, height) in pixels."""
     columns = _COLUMNS[len(view.panels)]
-    across = (width - (columns - 1) * _GAP) // columns
+    across = (WIDTH - (columns - 1) * _GAP) // columns
     down = round(across * view.size[0] / view.size[1])
     step = _TITLE + down + _GAP // 2
     cells = [divmod(place, columns) for place in range(len(view.panels))]
     return [(column * (across + _GAP), row * step + _TITLE, across, down) for row, column in cells]
 
 
-def _height(view: View, width: int) -> int:
-    _, top, _, down = _places(view, width)[-1]
+def _height(view: View) -> int:
+    _, top, _, down = _places(view)[-1]
     return top + down
 
 
@@ -243,11 +240,7 @@ def view_figure(view: View) -> Figure:
     ]
     columns = legend_columns(figure, [name for name, _ in view.legend])
     figure.legend(handles=patches, loc="outside lower center", ncols=columns, handleheight=0.9, handletextpad=0.5)
-    for _ in range(2):  # just as high as the panels are at this width
-        figure.draw_without_rendering()
-        slot, shown = grid[0, 0].get_position(original=True), grid[0, 0].get_position()
-        spare = slot.height - shown.height * slot.width / shown.width
-        figure.set_figheight(figure.get_figheight() * (1 - rows * spare))
+    fit_height(figure, [list(line) for line in grid])
     return figure
 
 
@@ -263,9 +256,8 @@ def view_record(explorer: Explorer, state: ExplorerState) -> FigureRecord:
         among = "" if explorer.subject(state).labels is None else " among the image's labels"
         parts.append(f"reliable where the network's prediction{among} and the pseudo-mask agree")
     if state.local:
-        parts.append(
-            f"local view, rows {top} to {bottom} and columns {left} to {right}, enlarged {state.zoom:.2f} times"
-        )
+        where = f"rows {top} to {bottom} and columns {left} to {right}"
+        parts.append(f"local view, {where}, enlarged {state.zoom:.2f} times")
     if explorer.has_words(state):
         parts.append(f"similarity map of the words “{state.text}”, and where they win against every class")
     if state.pixel:

@@ -16,7 +16,6 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 OVERSAMPLING = 2
-MAX_OBJECTS = 256
 SKY, BUILDING, POLE, ROAD, SIDEWALK, TREE, SIGN, FENCE, CAR, PEDESTRIAN, BICYCLIST = range(11)
 SKY_ID, ROAD_ID, SIDEWALK_ID, VERGE_ID = range(4)
 
@@ -117,10 +116,8 @@ class Canvas:
         self._id = ImageDraw.Draw(self.ids)
         self.things: list[Thing] = []
 
-    def add(self, class_id: int, colour: str, kind: str, texture: float = 0.04) -> int:
-        """Register an object and return its number, `MAX_OBJECTS` at most (the plan keeps below)."""
-        if len(self.things) >= MAX_OBJECTS:
-            raise ValueError("more objects than a map of bytes can number")
+    def add(self, class_id: int, colour: str, kind: str, texture: float) -> int:
+        """Register an object and return its number, 0–255 (`layout.MAX_ITEMS` keeps below)."""
         self.things.append(Thing(class_id, colour, kind, texture))
         return len(self.things) - 1
 
@@ -205,16 +202,14 @@ def times(colour: Colour, factor: float) -> Colour:
 
 
 @functools.cache
-def noise_tile(side: int = 512) -> np.ndarray:
-    """Fixed periodic noise of several scales, (side, side) float32, mean 0 and standard deviation 1; read-only."""
+def noise_tile() -> np.ndarray:
+    """Fixed periodic noise of several scales, (512, 512) float32, mean 0 and standard deviation 1."""
     rng = np.random.Generator(np.random.PCG64(7))
-    spectrum = np.fft.rfft2(rng.standard_normal((side, side)))
-    fy, fx = np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None]
+    spectrum = np.fft.rfft2(rng.standard_normal((512, 512)))
+    fy, fx = np.fft.fftfreq(512)[:, None], np.fft.rfftfreq(512)[None]
     radius = np.sqrt(fy**2 + fx**2)
-    tile = np.fft.irfft2(spectrum / np.maximum(radius, 1.0 / side) ** 0.85, s=(side, side))
-    tile = ((tile - tile.mean()) / tile.std()).astype(np.float32)
-    tile.setflags(write=False)
-    return tile
+    tile = np.fft.irfft2(spectrum / np.maximum(radius, 1.0 / 512) ** 0.85, s=(512, 512))
+    return ((tile - tile.mean()) / tile.std()).astype(np.float32)
 
 
 def noise_window(rng: np.random.Generator, height: int, width: int, step: float = 1.0) -> np.ndarray:
@@ -360,9 +355,7 @@ def expose(canvas: Canvas, size: tuple[int, int], rng: np.random.Generator) -> t
 @functools.cache
 def _white_noise() -> np.ndarray:
     """A fixed table of standard normal numbers; pictures read it from random places, which is quicker than drawing."""
-    table = np.random.Generator(np.random.PCG64(11)).standard_normal(1 << 20, dtype=np.float32)
-    table.setflags(write=False)
-    return table
+    return np.random.Generator(np.random.PCG64(11)).standard_normal(1 << 20, dtype=np.float32)
 
 
 def _sensor_noise(rng: np.random.Generator, height: int, width: int) -> np.ndarray:

@@ -171,7 +171,7 @@ def test_kept_results_are_bounded_by_their_bytes() -> None:
 def test_a_point_of_the_picture_is_a_pixel_of_the_image(explorer: Explorer, change: dict) -> None:
     view = view_of(explorer, replace(first_state(explorer), **change))
     height, width = render_view(view).shape[:2]
-    for left, top, across, down in _places(view, width):
+    for left, top, across, down in _places(view):
         at = ((left + across * 100.5 / 128) / width, (top + down * 20.5 / 64) / height)
         assert pixel_under(view, *at) == (20, 100)
         assert pixel_under(view, (left + across - 0.5) / width, (top + down - 0.5) / height) == (63, 127)
