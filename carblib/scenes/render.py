@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
 from carblib.base.errors import CarbError
 from carblib.scenes.layout import draw_camera, draw_light, draw_street, plan_scene
@@ -74,24 +75,14 @@ def _sky_word(light: str, sky: str) -> str:
 
 def _objects(canvas: Canvas, numbers: np.ndarray) -> list[SceneObject]:
     """The things of which something is visible; `numbers` (H, W) names the thing at each pixel."""
-    count, (height, width) = len(canvas.things), numbers.shape
-    wide = numbers.astype(np.int64)
-    # How many pixels of each thing lie in each row and column: two histograms instead of a search per thing.
-    rows = np.bincount((wide * height + np.arange(height)[:, None]).ravel(), minlength=count * height)
-    cols = np.bincount((wide * width + np.arange(width)).ravel(), minlength=count * width)
-    rows, cols = rows.reshape(count, height), cols.reshape(count, width)
-    pixels = rows.sum(1).tolist()
-    top, bottom = _extent(rows > 0)
-    left, right = _extent(cols > 0)
-    return [
-        SceneObject(thing.class_id, (top[k], left[k], bottom[k], right[k]), pixels[k], thing.colour, thing.kind)
-        for k, thing in enumerate(canvas.things)
-        if pixels[k]
-    ]
-
-
-def _extent(held: np.ndarray) -> tuple[list[int], list[int]]:
-    return held.argmax(1).tolist(), (held.shape[1] - held[:, ::-1].argmax(1)).tolist()
+    areas = ndimage.find_objects(numbers.astype(np.int32) + 1, len(canvas.things))
+    pixels = np.bincount(numbers.ravel(), minlength=len(canvas.things)).tolist()
+    objects = []
+    for thing, area, count in zip(canvas.things, areas, pixels, strict=True):
+        if area is not None:
+            box = (area[0].start, area[1].start, area[0].stop, area[1].stop)
+            objects.append(SceneObject(thing.class_id, box, count, thing.colour, thing.kind))
+    return objects
 
 
 def render_pngs(job: tuple[str, tuple[int, ...], tuple[int, int]]) -> tuple[str, bytes, bytes]:
