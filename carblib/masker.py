@@ -3,10 +3,9 @@
 Similarity of each patch to each class, gated by the image-level labels, resized bilinearly, argmax. Every pixel gets
 a class that is present in the image; there is no threshold.
 
-Sizes that are not multiples of CLIP's patch: the image is resized to the nearest multiple before CLIP sees it. The
-patch grid then covers exactly the image, so that resizing the similarities keeps every object in its place. With
+An image is resized to the nearest multiple of CLIP's patch, so that the patch grid covers exactly the image. With
 `clip_pixels="official"` zeros are appended at the right and bottom instead, and the similarities of the padded image
-are stretched over the true one, as the official code does (off by at most a patch there).
+stretched over the true one, as the official code does (off by at most a patch there).
 """
 
 from __future__ import annotations

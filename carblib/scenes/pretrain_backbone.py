@@ -1,9 +1,8 @@
 """Pretrain the small embedded backbone by classifying rendered crops: ``carb pretrain backbone``.
 
 It plays the part that ImageNet plays in the paper: a MobileNetV2 learns to name what a crop shows (the kind of object
-or surface in its centre) and never sees a mask. The scenes come from a seed range of their own, disjoint from every
-split of the demo and from the small CLIP's scenes. Only the layers that the segmentation network uses are trained and
-written, already dilated to stride 8.
+or surface in its centre) and never sees a mask. The scenes come from a seed range of their own. Only the layers that
+the segmentation network uses are trained and written, already dilated to stride 8.
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ def centre_pool(features: Tensor) -> Tensor:
 
 
 def pretrain(minutes: float, scenes: int, batch_size: int, lr: float, seed: int, output: Path) -> Path:
-    """Train for a time budget, print the accuracy on crops of unseen scenes, write safetensors; returns the path."""
+    """Train for a time budget, print the accuracy on crops of unseen scenes, write float16 safetensors."""
     torch.manual_seed(seed)
     pool = render_pool("backbone", scenes, seed)
     held_out = max(1, scenes // 20)
@@ -81,22 +80,7 @@ def pretrain(minutes: float, scenes: int, batch_size: int, lr: float, seed: int,
     check = CropSampler(pool[:held_out], np.random.default_rng([seed, 2]))
     backbone = small_backbone().to(memory_format=torch.channels_last)
     classifier = nn.Linear(backbone.channels, len(sampler.kinds))
-    steps = fit(backbone, classifier, sampler, minutes, batch_size, lr)
-    right = accuracy(backbone, classifier, check, sampler.kinds)
-    save_backbone(backbone, output)
-    print(
-        f"{output}: {steps} steps, {len(sampler.kinds)} kinds, accuracy {100 * right:.1f} % on crops of unseen scenes, "
-        f"{output.stat().st_size / 1e6:.1f} MB"
-    )
-    return output
-
-
-def fit(
-    backbone: nn.Module, classifier: nn.Module, sampler: CropSampler, minutes: float, batch_size: int, lr: float
-) -> int:
-    """Train backbone and classifier for a time budget (AdamW, warm-up and cosine); returns the steps taken."""
     optimizer = torch.optim.AdamW([*backbone.parameters(), *classifier.parameters()], lr=lr, weight_decay=0.02)
-    step = 0
     for step, done in steps_in(minutes):
         optimizer.param_groups[0]["lr"] = learning_rate(lr, done)
         crops, kinds = sampler.batch(batch_size)
@@ -107,7 +91,11 @@ def fit(
         optimizer.step()
         if step % 100 == 0:
             print(f"step {step}  {100 * done:.0f} %  loss {loss:.3f}", flush=True)
-    return step
+    right = accuracy(backbone, classifier, check, sampler.kinds)
+    halves = {name: v.half() if v.is_floating_point() else v for name, v in backbone.state_dict().items()}
+    files.write_bytes(output, save({name: value.contiguous() for name, value in halves.items()}))
+    print(f"{output}: {len(sampler.kinds)} kinds, accuracy {100 * right:.1f} % on crops of unseen scenes")
+    return output
 
 
 @torch.inference_mode()
@@ -118,9 +106,3 @@ def accuracy(backbone: nn.Module, classifier: nn.Module, sampler: CropSampler, k
     wanted = torch.tensor([kinds.index(kind) for kind in sampler.kinds])[rows]
     backbone.eval(), classifier.eval()
     return float((classifier(centre_pool(backbone(normalise(crops)))).argmax(1) == wanted).float().mean())
-
-
-def save_backbone(backbone: nn.Module, path: Path) -> None:
-    """Write the weights in float16 as safetensors, with torchvision's keys."""
-    halves = {name: v.half() if v.is_floating_point() else v for name, v in backbone.state_dict().items()}
-    files.write_bytes(path, save({name: value.contiguous() for name, value in halves.items()}))

@@ -8,8 +8,8 @@ caption that names what the crop shows, and learns from two losses, neither of w
   caption must win some patches (a smooth maximum over patches), an absent word none. It is what makes patch features
   speak the language of the text tower, which web-scale training gives the real CLIP for free.
 
-The renderer knows which classes cover a crop; a class is worth a word when it covers a twenty-fifth of it. The scenes
-come from a seed range of their own, disjoint from every split of the demo.
+A class is worth a word when it covers a twenty-fifth of a crop. The scenes come from a seed range of their own,
+disjoint from every split of the demo.
 """
 
 from __future__ import annotations
@@ -198,14 +198,13 @@ def caption_word_loss(dense: Tensor, words: Tensor, present: Tensor, scale: Tens
 
 
 # --- training and writing --------------------------------------------------------------------------------------------
-def optimisers(model: nn.Module, extra: list[nn.Parameter], lr: float) -> list[torch.optim.Optimizer]:
+def optimisers(model: nn.Module, extra: nn.Parameter, lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the transformers' matrices, AdamW for everything else."""
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "resblocks" in n]
-    chosen = {id(p) for p in matrices}
-    others = [p for p in model.parameters() if id(p) not in chosen] + extra
+    matrices = {name: p for name, p in model.named_parameters() if p.ndim == 2 and "resblocks" in name}
+    others = [p for name, p in model.named_parameters() if name not in matrices]
     return [
-        torch.optim.Muon(matrices, lr=lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=lr, weight_decay=0.01),
+        torch.optim.Muon(matrices.values(), lr=lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW([*others, extra], lr=lr, weight_decay=0.01),
     ]
 
 
@@ -213,8 +212,7 @@ def next_size(done: float, rng: np.random.Generator) -> tuple[int, int]:
     """Crop size of the next step; `done` in [0, 1] is the share of the time that has passed."""
     if done < FIRST:
         return (32, 32)
-    sizes, shares = list(SIZES), list(SIZES.values())
-    return sizes[int(rng.choice(len(sizes), p=shares))]
+    return list(SIZES)[int(rng.choice(len(SIZES), p=list(SIZES.values())))]
 
 
 def train_clip(minutes: float, scenes: int, batch_size: int, lr: float, seed: int, output: Path) -> Path:
@@ -223,9 +221,9 @@ def train_clip(minutes: float, scenes: int, batch_size: int, lr: float, seed: in
     sampler = PairSampler(render_pool("clip", scenes, seed), np.random.default_rng([seed, 7]))
     model = build_clip()
     word_scale = nn.Parameter(torch.tensor(15.0).log())
-    optims = optimisers(model, [word_scale], lr)
+    optims = optimisers(model, word_scale, lr)
     mean, std = torch.tensor(CLIP_MEAN)[:, None, None], torch.tensor(CLIP_STD)[:, None, None]
-    seen, step = torch.zeros(VOCABULARY, dtype=torch.bool), 0
+    seen = torch.zeros(VOCABULARY, dtype=torch.bool)
     for step, done in steps_in(minutes):
         for optim in optims:
             optim.param_groups[0]["lr"] = learning_rate(lr, done)
