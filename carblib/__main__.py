@@ -331,7 +331,7 @@ def figures(
 
     from carblib.base.files import read_json
     from carblib.figures.draw import draw_all
-    from carblib.params import load_params, project_root
+    from carblib.params import load_params
     from carblib.results.saved import load_results
     from carblib.results.tables import write_tables
 
@@ -340,12 +340,13 @@ def figures(
     results = load_results(run_dir, load_params(params_file) if params_file else None)
     if contrast:
         results = dataclasses.replace(results, contrast=read_json(contrast))
+    out = out or results.figures_dir
     outcomes = [] if only_tables else draw_all(results, out, only)
     for outcome in outcomes:
         state = outcome.path or f"{'NOT READABLE' if outcome.damaged else 'not made'}: {outcome.reason}"
         print(f"{outcome.name:24} {state}")
     if not only:
-        written = write_tables(results, out or project_root() / "figures" / results.run)
+        written = write_tables(results, out)
         for path in written:
             print(f"{path.stem:24} {path}")
         if not written:

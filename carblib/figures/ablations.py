@@ -33,8 +33,8 @@ def masker_comparison(results: RunResults) -> Drawn:
     caption = "Pseudo-masks by masker, best first: mIoU, mean over the small classes, and seconds per image."
     best = max(results.maskers, key=lambda row: row["miou"] or 0)
     alt = f"Bars per masker; best {best['masker'].replace('_', ' ')} with {percent(best['miou'])} % mIoU."
-    split, images = best.get("split", ""), int(best.get("images", 0))
-    return masker_bars(results.maskers), figure_record(results.params, caption, alt, split, images)
+    record = figure_record(results.params, caption, alt, best["split"], best["images"])
+    return masker_bars(results.maskers), record
 
 
 @paper_style()
@@ -108,8 +108,8 @@ def ablations(results: RunResults) -> Drawn:
         results.params,
         f"{caption} {abbreviations(variants)}",
         alt,
-        rows[0].get("split", ""),
-        int(rows[0].get("images", 0)),
+        rows[0]["split"],
+        rows[0]["images"],
         f"of {trained}, one per seed" if trained else "none",
         seeds=seeds,
     )

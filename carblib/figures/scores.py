@@ -58,9 +58,7 @@ def pseudo_mask_iou(results: RunResults) -> Drawn:
 
 def object_size_curves(results: RunResults) -> Drawn:
     """Recall and IoU of small objects against their size, all variants."""
-    shown = [evaluation for evaluation in results.evaluations.values() if evaluation.get("objects")]
-    if not shown:
-        raise Missing("no evaluation measured objects; evaluate again in notebook 04_small_object_evaluation")
+    shown = [*results.evaluations.values()]
     caption = (
         "Recall (at least half of the object's pixels found) and IoU of the small classes' objects against their size; "
         "n counts objects. An object is a connected component." + _told(results, shown)
@@ -71,7 +69,7 @@ def object_size_curves(results: RunResults) -> Drawn:
 
 def zoom_recovers(results: RunResults) -> Drawn:
     """Small objects in CLIP's masks of the whole image and of local views."""
-    shown = [evaluation for evaluation in _masks(results) if evaluation.get("objects")]
+    shown = _masks(results)
     if len(shown) < 2:
         raise Missing("pseudo-masks from local views were not measured; notebook 02_pseudo_masks does it")
     caption = (
@@ -135,7 +133,7 @@ def _captioned(results: RunResults, shown: Sequence[Evaluation], figure: Figure,
     """Complete a figure that shows these evaluations, all of one split."""
     split, images = shown[0]["split"], shown[0]["images"]
     caption = f"{caption} {abbreviations(e['variant'] for e in shown)}"
-    seeds = sorted({e["seed"] for e in shown if e.get("seed") is not None})
+    seeds = sorted({e["seed"] for e in shown})
     return figure, figure_record(results.params, caption, alt, split, images, checkpoints(shown), seeds=seeds)
 
 
@@ -221,11 +219,9 @@ def _labels(evaluations: Sequence[Evaluation]) -> list[str]:
 def _with_means(evaluation: Evaluation, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """IoU in percent and its interval, classes in `order`, then mIoU and the small classes' mean: (C+2,), (C+2, 2)."""
     means = [evaluation["miou"], evaluation["small_miou"]]
+    ends = [evaluation["miou_interval"], evaluation["small_miou_interval"]]
     values = np.concatenate([numbers(evaluation["iou"])[order], numbers(means)])
-    spans = np.stack([values, values], 1)
-    if evaluation.get("iou_interval"):
-        ends = [evaluation["miou_interval"], evaluation["small_miou_interval"]]
-        spans = np.concatenate([numbers(evaluation["iou_interval"])[order], numbers(ends)])
+    spans = np.concatenate([numbers(evaluation["iou_interval"])[order], numbers(ends)])
     return 100 * values, 100 * spans
 
 

@@ -64,7 +64,7 @@ def compare_trainings(results: RunResults) -> Drawn:
     )
     ends = [(variant_label(variant), log["val_miou"].dropna()) for variant, log in results.logs.items()]
     words = ", ".join(f"{name} {percent(scores.iloc[-1])}" for name, scores in ends if len(scores))
-    alt = f"Four line charts. Validation mIoU in percent at the end: {words}."
+    alt = f"Four line charts. Validation mIoU in percent at the end: {words or 'not measured'}."
     figure = draw_trainings(results.logs, warmup)
     return of_training(results, list(results.logs), figure, caption, alt, batches=True)
 
@@ -136,10 +136,7 @@ def draw_training(log: pd.DataFrame, warmup: int | None) -> Figure:
     share.set(title="Consistent region", ylabel="pixels (%)", ylim=(0, 100), xlabel="iteration")
     scored = log.dropna(subset=["val_miou"])
     score.plot(scored["iteration"], 100 * scored["val_miou"], marker="o", color="#0072b2", label="mIoU")
-    if "val_small_miou" in scored:
-        score.plot(
-            scored["iteration"], 100 * scored["val_small_miou"], marker="s", color="#e69f00", label="small classes"
-        )
+    score.plot(scored["iteration"], 100 * scored["val_small_miou"], marker="s", color="#e69f00", label="small classes")
     score.set(title="Validation", ylabel="IoU (%)", xlabel="iteration")
     score.set_ylim(0, None)
     _headroom(score, 1.3)
@@ -159,8 +156,7 @@ def draw_trainings(logs: Mapping[str, pd.DataFrame], warmup: int | None) -> Figu
         scored, line = logs[variant].dropna(subset=["val_miou"]), variant_line(variant)
         style = {"color": colours[variant], "marker": MARKERS[i % len(MARKERS)]} | line
         score.plot(scored["iteration"], 100 * scored["val_miou"], label=variant_label(variant), **style)
-        if "val_small_miou" in scored:
-            small.plot(scored["iteration"], 100 * scored["val_small_miou"], **style)
+        small.plot(scored["iteration"], 100 * scored["val_small_miou"], **style)
         _smooth_line(share, logs[variant], "consistent_share", 100, color=colours[variant], **line)
     score.set(title="Validation mIoU", ylabel="IoU (%)", ylim=(0, None))
     small.set(title="Validation, small classes", ylabel="IoU (%)", ylim=(0, None))

@@ -228,11 +228,6 @@ def test_the_report_shows_this_run_s_figures_in_the_table_s_order(project: Path)
     assert re.findall(r'<figure id="(\w+)"', text)[:2] == ["samples", "cooccurrence"]
 
 
-def test_time_is_summed_over_resumptions() -> None:
-    log = pd.DataFrame({"seconds": [1.0, 2.0, 5.0, 0.5, 3.0]})
-    assert report_checks.seconds_spent(log) == 8.0
-
-
 # --- the index ---------------------------------------------------------------------------------------------------
 
 
