@@ -123,16 +123,16 @@ def draw_training(log: pd.DataFrame, warmup: int | None) -> Figure:
     """
     figure = new_figure(PAGE, 3.7)
     (loss, weight), (share, score) = figure.subplots(2, 2, sharex=True)
-    _smooth_line(loss, log, "loss", color=INK, label="total")
+    _smooth_line(loss, log, "loss", INK, {"label": "total"})
     for column, (label, colour, line) in LOSS_PARTS.items():
         if column in log and (log[column].fillna(0) != 0).any():
-            _smooth_line(loss, log, column, color=colour, label=label, linestyle=line)
+            _smooth_line(loss, log, column, colour, {"label": label, "linestyle": line})
     loss.set_ylim(0, None)
     loss.set(title="Loss and its parts", ylabel="cross-entropy")
     loss.legend(loc="upper right", ncols=2, frameon=True, framealpha=0.9, edgecolor="none")
     _headroom(loss, 1.6)  # three rows of legend
     _draw_weight(weight, {"": log}, {"": "#0072b2"}, warmup)
-    _smooth_line(share, log, "consistent_share", 100, color="#0072b2")
+    _smooth_line(share, log, "consistent_share", "#0072b2", {}, scale=100)
     share.set(title="Consistent region", ylabel="pixels (%)", ylim=(0, 100), xlabel="iteration")
     scored = log.dropna(subset=["val_miou"])
     score.plot(scored["iteration"], 100 * scored["val_miou"], marker="o", color="#0072b2", label="mIoU")
@@ -157,7 +157,7 @@ def draw_trainings(logs: Mapping[str, pd.DataFrame], warmup: int | None) -> Figu
         style = {"color": colours[variant], "marker": MARKERS[i % len(MARKERS)]} | line
         score.plot(scored["iteration"], 100 * scored["val_miou"], label=variant_label(variant), **style)
         small.plot(scored["iteration"], 100 * scored["val_small_miou"], **style)
-        _smooth_line(share, logs[variant], "consistent_share", 100, color=colours[variant], **line)
+        _smooth_line(share, logs[variant], "consistent_share", colours[variant], line, scale=100)
     score.set(title="Validation mIoU", ylabel="IoU (%)", ylim=(0, None))
     small.set(title="Validation, small classes", ylabel="IoU (%)", ylim=(0, None))
     _draw_weight(weight, logs, colours, warmup)
@@ -220,22 +220,15 @@ def _draw_weight(axes: Axes, logs: Mapping[str, pd.DataFrame], colours: Mapping[
 
 
 def _smooth_line(
-    axes: Axes,
-    log: pd.DataFrame,
-    column: str,
-    scale: float = 1,
-    color: str = INK,
-    label: str = "",
-    linestyle: str | tuple = "-",
-    linewidth: float = 1.2,
+    axes: Axes, log: pd.DataFrame, column: str, colour: str, line: Mapping[str, Any], scale: float = 1
 ) -> None:
-    """Plot a column: the values pale, their running mean over a fortieth of the training clear."""
+    """Plot a column: the values pale, their running mean over a fortieth of the training clear, as `line` says."""
     values = scale * log[column]
     window = max(1, len(log) // 40)
     if window > 1:
-        axes.plot(log["iteration"], values, color=color, alpha=0.18, linewidth=0.6)
+        axes.plot(log["iteration"], values, color=colour, alpha=0.18, linewidth=0.6)
     smooth = values.rolling(window, min_periods=1, center=True).mean()
-    axes.plot(log["iteration"], smooth, color=color, label=label or None, linestyle=linestyle, linewidth=linewidth)
+    axes.plot(log["iteration"], smooth, color=colour, **line)
 
 
 def _headroom(axes: Axes, factor: float) -> None:

@@ -257,7 +257,9 @@ def _ablations_table(runs: Sequence[RunResults]) -> dict[str, Any]:
     for results in runs:
         table = ablation_table(results.ablations)
         for cells, values in zip(table.rows, table.frame[[*table.titles]].to_numpy(), strict=True):
-            shown = [_cell(value, f"{cell.text} {cell.beside}") for cell, value in zip(cells, values, strict=True)]
+            shown = [
+                _cell(value, f"{cell.text} {cell.beside}".strip()) for cell, value in zip(cells, values, strict=True)
+            ]
             rows.append({"Run": _cell(results.run), **dict(zip(table.columns, shown, strict=True))})
     return _table("Ablations", rows, "Mean ± standard deviation over seeds, in percent.")
 

@@ -86,7 +86,8 @@ def test_many_classes_stay_readable() -> None:
 def test_similarity_panel_and_boxes() -> None:
     image, mask = RNG.integers(0, 255, (20, 40, 3)).astype(np.uint8), np.full((20, 40), 3, np.uint8)
     maps = {name: RNG.random((5, 10)) for name in ("road", "pole", "sky", "car")}
-    figure = grids.similarity_panel(image, maps, mask, CAMVID, truth=np.full((20, 40), 255, np.uint8))
+    masks = {"pseudo-mask": mask, "ground truth": np.full((20, 40), 255, np.uint8)}
+    figure = grids.similarity_panel(image, masks, maps, CAMVID)
     check_readable(figure)
     assert legend_of(figure) == ["road", "void"]
     row = grids.GridRow("", image, {"mask": mask[::2, ::2]}, boxes=[(0, 5, 10, 15)])
