@@ -16,7 +16,7 @@ from carblib.figures.style import (
     FAINT,
     INK,
     MARKERS,
-    legend_columns,
+    legend_above,
     new_figure,
     paper_style,
     variant_colours,
@@ -165,7 +165,7 @@ def draw_trainings(logs: Mapping[str, pd.DataFrame], warmup: int | None) -> Figu
     share.set(title="Consistent region", ylabel="pixels (%)", ylim=(0, 100), xlabel="iteration")
     last = max(log["iteration"].max() for log in logs.values())
     over_training((score, small, weight, share), last, warmup, named=weight)
-    figure.legend(loc="outside upper center", ncols=legend_columns(figure, [variant_label(v) for v in variants]))
+    legend_above(figure)
     return figure
 
 
