@@ -5,10 +5,9 @@ What a sub-command needs is imported when it runs: torch takes seconds, and help
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -19,7 +18,6 @@ from carblib.run.command_line import (
     OVERRIDES,
     PARAMS_OF_RUN,
     PATH,
-    Body,
     Commands,
     example,
     run_and_exit,
@@ -192,11 +190,12 @@ def quality(params: Params, split_name: str | None, images: int) -> None:
     Writes runs/<run>/maskers.json, from which a figure and a table are made.
     """
     from carblib.data.readers import open_split
+    from carblib.results.words import percent
     from carblib.stages.mask_quality import compare_maskers, maskers_path
 
     for row in compare_maskers(params, open_split(params, split_name or params.val_split), images):
-        shown = ["   –" if row[key] is None else f"{100 * row[key]:4.1f}" for key in ("miou", "small_miou")]
-        print(f"{row['masker']:28} mIoU {shown[0]}  small {shown[1]}  {row['seconds']:.2f} s per image")
+        scores = f"mIoU {percent(row['miou']):>4}  small {percent(row['small_miou']):>4}"
+        print(f"{row['masker']:28} {scores}  {row['seconds']:.2f} s per image")
     print(maskers_path(params))
 
 
@@ -282,13 +281,14 @@ def evaluate(
 ) -> None:
     """Measure anyone's predictions against a split's masks."""
     from carblib.data.readers import open_split
+    from carblib.results.words import percent
     from carblib.stages.evaluate import default_variant, evaluate_folder, evaluation_path
 
     split = open_split(params, split_name or params.test_split)
     variant = variant or default_variant(folder, params, split.name)
     result = evaluate_folder(folder, split, params, variant, resize=resize, label_ids=label_ids)
-    shown = {key: "–" if result[key] is None else f"{100 * result[key]:.1f} %" for key in ("miou", "small_miou")}
-    print(f"{variant} on {split.name}, {result['images']} images: mIoU {shown['miou']}, small {shown['small_miou']}")
+    scores = f"mIoU {percent(result['miou'])} %, small {percent(result['small_miou'])} %"
+    print(f"{variant} on {split.name}, {result['images']} images: {scores}")
     print(evaluation_path(params, variant, split.name))
 
 
@@ -331,7 +331,7 @@ def figures(
 
     from carblib.base.files import read_json
     from carblib.figures.draw import draw_all
-    from carblib.params import load_params, project_root
+    from carblib.params import load_params
     from carblib.results.saved import load_results
     from carblib.results.tables import write_tables
 
@@ -340,12 +340,13 @@ def figures(
     results = load_results(run_dir, load_params(params_file) if params_file else None)
     if contrast:
         results = dataclasses.replace(results, contrast=read_json(contrast))
+    out = out or results.figures_dir
     outcomes = [] if only_tables else draw_all(results, out, only)
     for outcome in outcomes:
         state = outcome.path or f"{'NOT READABLE' if outcome.damaged else 'not made'}: {outcome.reason}"
         print(f"{outcome.name:24} {state}")
     if not only:
-        written = write_tables(results, out or project_root() / "figures" / results.run)
+        written = write_tables(results, out)
         for path in written:
             print(f"{path.stem:24} {path}")
         if not written:
@@ -412,44 +413,41 @@ def export_checkpoint(file: Path, output: Path) -> None:
     print(f"{output}: written")
 
 
-@carb.group(no_args_is_help=False)
-def pretrain() -> None:
-    """Make the small embedded models again: clip, backbone."""
+@carb.command(
+    epilog=example(
+        "carb pretrain clip --output /tmp/clip.pt", "carb pretrain backbone --output /tmp/backbone.safetensors"
+    )
+)
+@click.argument("model", type=click.Choice(["clip", "backbone"]))
+@click.option("--minutes", type=float, help="Training time after rendering; default: 25, 18 for the backbone.")
+@click.option("--scenes", type=int, help="Rendered training scenes; default: 2000, 1500 for the backbone.")
+@click.option("--batch-size", type=int, help="Images per step; default: 192, 128 for the backbone.")
+@click.option("--lr", type=float, help="Learning rate; default: 0.003, 0.004 for the backbone.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of scenes and weights.")
+@click.option("--output", type=PATH, help="Default: the embedded file.")
+def pretrain(
+    model: str,
+    minutes: float | None,
+    scenes: int | None,
+    batch_size: int | None,
+    lr: float | None,
+    seed: int,
+    output: Path | None,
+) -> None:
+    """Make the small embedded models again: clip, backbone.
 
-
-def pretraining(minutes: float, scenes: int, batch_size: int, lr: float) -> Callable[[Body], Body]:
-    """Give a pretraining its options, with these defaults."""
-    options = [
-        click.option(
-            "--minutes", type=float, default=minutes, show_default=True, help="Training time after rendering."
-        ),
-        click.option("--scenes", type=int, default=scenes, show_default=True, help="Rendered training scenes."),
-        click.option("--batch-size", type=int, default=batch_size, show_default=True, help="Images per step."),
-        click.option("--lr", type=float, default=lr, show_default=True, help="Learning rate."),
-        click.option("--seed", type=int, default=0, show_default=True, help="Seed of scenes and weights."),
-        click.option("--output", type=PATH, help="Default: the embedded file."),
-    ]
-    return lambda body: functools.reduce(lambda inner, option: option(inner), reversed(options), body)
-
-
-@pretrain.command("clip", epilog=example("carb pretrain clip --minutes 25 --output /tmp/clip.pt"))
-@pretraining(minutes=25, scenes=2000, batch_size=192, lr=3e-3)
-def pretrain_clip(minutes: float, scenes: int, batch_size: int, lr: float, seed: int, output: Path | None) -> None:
-    """The small CLIP, on rendered image-caption pairs."""
+    clip learns from rendered image-caption pairs, backbone by classifying rendered crops.
+    """
     from carblib.clip_models import SMALL_CLIP
-    from carblib.scenes.pretrain_clip import train_clip
-
-    train_clip(minutes, scenes, batch_size, lr, seed, output or SMALL_CLIP)
-
-
-@pretrain.command("backbone", epilog=example("carb pretrain backbone --minutes 18 --output /tmp/backbone.safetensors"))
-@pretraining(minutes=18, scenes=1500, batch_size=128, lr=4e-3)
-def pretrain_backbone(minutes: float, scenes: int, batch_size: int, lr: float, seed: int, output: Path | None) -> None:
-    """The small backbone, by classifying rendered crops."""
     from carblib.network import SMALL_BACKBONE
-    from carblib.scenes.pretrain_backbone import pretrain as train_backbone
+    from carblib.scenes import pretrain_backbone, pretrain_clip
 
-    train_backbone(minutes, scenes, batch_size, lr, seed, output or SMALL_BACKBONE)
+    if model == "clip":
+        settings = minutes or 25, scenes or 2000, batch_size or 192, lr or 3e-3
+        pretrain_clip.train_clip(*settings, seed, output or SMALL_CLIP)
+    else:
+        settings = minutes or 18, scenes or 1500, batch_size or 128, lr or 4e-3
+        pretrain_backbone.pretrain(*settings, seed, output or SMALL_BACKBONE)
 
 
 def main() -> NoReturn:

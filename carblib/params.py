@@ -242,10 +242,7 @@ class Params(BaseModel):
             (self.warmup > self.iterations, f"warmup {self.warmup} exceeds iterations {self.iterations}; lower warmup"),
             (self.lr_min > self.lr, f"lr_min {self.lr_min} exceeds lr {self.lr}; lower lr_min"),
             (self.resize_ratio[0] > self.resize_ratio[1], "resize_ratio is [low, high]; swap the two"),
-            (
-                too_big(self.patch, self.crop),
-                f"patch {[*self.patch]} exceeds crop {[*self.crop]}; shrink patch",
-            ),
+            (too_big(self.patch, self.crop), f"patch {[*self.patch]} exceeds crop {[*self.crop]}; shrink patch"),
             (too_big(self.mask_stride, self.mask_window), "mask_stride exceeds mask_window; lower mask_stride"),
             (too_big(self.infer_stride, self.infer_window), "infer_stride exceeds infer_window; lower infer_stride"),
             (bool(self.mask_stride) and not self.mask_window, "mask_stride needs mask_window; set both"),
@@ -285,12 +282,8 @@ class Params(BaseModel):
         `name` is the sub-command and `more` its options; what a shell would change is quoted. Parameters that no file
         was read for stand as PARAMS_FILE.
         """
-        # JSON is the YAML that -p takes: true, null, [1, 2].
-        texts = {
-            key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            for key, value in self._origin.overrides.items()
-        }
-        overrides = [word for key, text in texts.items() for word in ("-p", key, text)]
+        changed = self._origin.overrides.items()
+        overrides = [word for key, value in changed for word in ("-p", key, value if value == "" else as_text(value))]
         return shlex.join(["carb", *name.split(), self._origin.file, *overrides, *more])
 
     @classmethod
@@ -336,6 +329,11 @@ class Params(BaseModel):
     def data_root(self) -> Path:
         """Folder of the dataset."""
         return resolve(self.root)
+
+
+def as_text(value: Any) -> str:
+    """Write a parameter's value as a person does and -p takes it: paper, true, null, [1, 2], ""."""
+    return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
 
 
 def project_root() -> Path:
@@ -403,7 +401,7 @@ def _read_file(path: str | os.PathLike[str], readers: tuple[Path, ...] = ()) -> 
     values = _read_yaml(path)
     if "base" not in values:
         return values
-    name, file = values.pop("base"), _params_file(path)
+    name, file = values.pop("base"), find_params(path)
     base = file.parent / str(name)
     if not isinstance(name, str) or not base.is_file():
         raise CarbError(f"{path}: its base {name!r} is no file of {file.parent}; mend the line, or leave it out")
@@ -415,13 +413,14 @@ def _read_file(path: str | os.PathLike[str], readers: tuple[Path, ...] = ()) -> 
 
 def _read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     with refusals():
-        content = read_yaml(_params_file(path))
+        content = read_yaml(find_params(path))
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise CarbError(f"{path}: must be lines of 'key: value', one per parameter; see params/demo.yaml")
     return content
 
 
-def _params_file(path: str | os.PathLike[str]) -> Path:
+def find_params(path: str | os.PathLike[str]) -> Path:
+    """Return where a parameters file lies: relative to the working directory, else to the project. Raises CarbError."""
     for place in (Path(os.path.expanduser(path)), resolve(path)):
         if os.path.lexists(place):
             return place

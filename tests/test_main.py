@@ -101,7 +101,9 @@ def test_parameters_are_listed_with_type_default_and_meaning(
     for key, field in Params.model_fields.items():
         assert re.search(rf"^  {key}: ", text, re.MULTILINE), key
         assert " ".join(field.description.split()[:4]) in " ".join(text.split())
-    assert set(GROUPS) <= Params.model_fields.keys() and all(title in text.splitlines() for title in GROUPS.values())
+    assert set(GROUPS) <= Params.model_fields.keys() and all(
+        f"{title}:" in text.splitlines() for title in GROUPS.values()
+    )
     line = next(line for line in text.splitlines() if line.startswith("  gate: "))
     assert line.endswith("(labels, official, none)")
     assert "([H, W] or null)" in text and "(list of integer)" in text and "(true or false)" in text

@@ -14,13 +14,13 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from carblib.figures.captions import Drawn, figure_record
-from carblib.figures.style import FAINT, GRID, INK, MARKERS, SPARE_COLOURS, legend_columns, new_figure, paper_style
+from carblib.figures.style import FAINT, GRID, INK, MARKERS, legend_columns, new_figure, paper_style
 from carblib.results.saved import Missing, RunResults, numbers
 from carblib.results.words import PAGE, path_label, percent, plural
 from carblib.variants import abbreviations, in_order, variant_label
 
 Row = dict[str, Any]
-PATH_COLOURS = ("#0072b2", "#e69f00", "#cc79a7", *SPARE_COLOURS)
+PATH_COLOURS = ("#0072b2", "#e69f00", "#cc79a7")
 
 
 # --- maskers -------------------------------------------------------------------------------------------------------
@@ -33,8 +33,8 @@ def masker_comparison(results: RunResults) -> Drawn:
     caption = "Pseudo-masks by masker, best first: mIoU, mean over the small classes, and seconds per image."
     best = max(results.maskers, key=lambda row: row["miou"] or 0)
     alt = f"Bars per masker; best {best['masker'].replace('_', ' ')} with {percent(best['miou'])} % mIoU."
-    split, images = best.get("split", ""), int(best.get("images", 0))
-    return masker_bars(results.maskers), figure_record(results.params, caption, alt, split, images)
+    record = figure_record(results.params, caption, alt, best["split"], best["images"])
+    return masker_bars(results.maskers), record
 
 
 @paper_style()
@@ -51,12 +51,12 @@ def masker_bars(rows: Sequence[dict[str, Any]]) -> Figure:
         ("miou", -0.2, "#0072b2", "mIoU"),
         ("small_miou", 0.2, "#e69f00", "small classes"),
     ):
-        values = 100 * numbers([row[key] for row in rows])
-        left.barh(places + offset, np.nan_to_num(values), 0.38, color=colour, label=label)
-        _write_values(left, values, places + offset, "{:.1f}")
-    seconds = numbers([row["seconds"] for row in rows])
-    right.barh(places, np.nan_to_num(seconds), 0.55, color=FAINT)
-    _write_values(right, seconds, places, "{:#.2g}")
+        values = [row[key] for row in rows]
+        bars = left.barh(places + offset, 100 * np.nan_to_num(numbers(values)), 0.38, color=colour, label=label)
+        left.bar_label(bars, map(percent, values), padding=2, fontsize=7)
+    seconds = [row["seconds"] for row in rows]
+    bars = right.barh(places, seconds, 0.55, color=FAINT)
+    right.bar_label(bars, [f"{value:#.2g}".rstrip(".") for value in seconds], padding=2, fontsize=7)
     left.set_yticks(places, [str(row["masker"]).replace("_", " ") for row in rows])
     left.set_ylim(len(rows) - 0.45, -0.55)
     left.set_xlabel("IoU of the pseudo-masks (%)")
@@ -67,18 +67,6 @@ def masker_bars(rows: Sequence[dict[str, Any]]) -> Figure:
         axes.tick_params(axis="y", length=0)
     figure.legend(loc="outside upper center", ncols=2)
     return figure
-
-
-def _write_values(axes: Axes, values: np.ndarray, places: np.ndarray, form: str) -> None:
-    for value, place in zip(values, places, strict=True):
-        axes.annotate(
-            "–" if np.isnan(value) else form.format(value).rstrip("."),
-            (np.nan_to_num(value), place),
-            (2, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=7,
-        )
 
 
 # --- ablations -----------------------------------------------------------------------------------------------------
@@ -108,8 +96,8 @@ def ablations(results: RunResults) -> Drawn:
         results.params,
         f"{caption} {abbreviations(variants)}",
         alt,
-        rows[0].get("split", ""),
-        int(rows[0].get("images", 0)),
+        rows[0]["split"],
+        rows[0]["images"],
         f"of {trained}, one per seed" if trained else "none",
         seeds=seeds,
     )
@@ -125,19 +113,18 @@ def ablation_plot(rows: Sequence[Row]) -> Figure:
     """
     variants = in_order({row["variant"] for row in rows})
     paths, maskers = (list(dict.fromkeys(row[key] for row in rows)) for key in ("path", "masker"))
+    colours, markers = dict(zip(paths, PATH_COLOURS, strict=False)), dict(zip(maskers, MARKERS, strict=False))
     settings = [(path, masker) for path in paths for masker in maskers]
     figure = new_figure(PAGE, 0.8 + len(variants) * (0.15 + 0.11 * len(settings)))
     panels = figure.subplots(1, 2, sharey=True)
     for axes, key, title in zip(panels, ("miou", "small_miou"), ("mIoU (%)", "small-class mean (%)"), strict=True):
         for place, variant in enumerate(variants):
-            for path, masker in settings:
-                setting = (path, masker)
-                values = 100 * numbers([row[key] for row in rows if _of(row) == (variant, *setting)])
-                alone = variant == "ceiling"
-                offset = 0 if alone else 0.76 * ((settings.index(setting) + 0.5) / len(settings) - 0.5)
-                colour = INK if alone else PATH_COLOURS[paths.index(path) % len(PATH_COLOURS)]
-                marker = MARKERS[maskers.index(masker) % len(MARKERS)]
-                _draw_seeds(axes, values[~np.isnan(values)], place + offset, colour, marker)
+            for i, (path, masker) in enumerate(settings):
+                own = [row for row in rows if (row["variant"], row["path"], row["masker"]) == (variant, path, masker)]
+                values, alone = 100 * numbers([row[key] for row in own]), variant == "ceiling"
+                offset = 0 if alone else 0.76 * ((i + 0.5) / len(settings) - 0.5)
+                colour = INK if alone else colours[path]
+                _draw_seeds(axes, values[~np.isnan(values)], place + offset, colour, markers[masker])
         for place in range(1, len(variants)):
             axes.axhline(place - 0.5, color=GRID, linewidth=0.5)
         axes.set_xlabel(title)
@@ -146,30 +133,17 @@ def ablation_plot(rows: Sequence[Row]) -> Figure:
         axes.tick_params(axis="y", length=0)
     panels[0].set_yticks(range(len(variants)), [variant_label(variant) for variant in variants])
     panels[0].set_ylim(len(variants) - 0.5, -0.5)
-    handles = _handles(paths, maskers)
+    handles: list[Artist] = []
+    if len(paths) > 1:
+        handles += [Patch(color=colour, label=path_label(path)) for path, colour in colours.items()]
+    if len(maskers) > 1:
+        mark = {"color": FAINT, "linestyle": "none"}
+        names = {masker: f"{masker.replace('_', ' ')} masker" for masker in maskers}
+        handles += [Line2D([], [], marker=markers[masker], label=name, **mark) for masker, name in names.items()]
     if handles:
         columns = legend_columns(figure, [handle.get_label() for handle in handles])
         figure.legend(handles=handles, loc="outside upper center", ncols=columns)
     return figure
-
-
-def _of(row: Row) -> tuple[str, str, str]:
-    return row["variant"], row["path"], row["masker"]
-
-
-def _handles(paths: Sequence[str], maskers: Sequence[str]) -> list[Artist]:
-    handles: list[Artist] = []
-    if len(paths) > 1:
-        colours = [PATH_COLOURS[i % len(PATH_COLOURS)] for i in range(len(paths))]
-        handles += [Patch(color=colour, label=path_label(path)) for path, colour in zip(paths, colours, strict=True)]
-    if len(maskers) > 1:
-        names = [f"{masker.replace('_', ' ')} masker" for masker in maskers]
-        marks = [MARKERS[i % len(MARKERS)] for i in range(len(maskers))]
-        handles += [
-            Line2D([], [], color=FAINT, marker=mark, linestyle="none", label=name)
-            for mark, name in zip(marks, names, strict=True)
-        ]
-    return handles
 
 
 def _draw_seeds(axes: Axes, values: np.ndarray, place: float, colour: str, marker: str) -> None:

@@ -14,11 +14,11 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from carblib.classes import ClassSet
 from carblib.figures.captions import Drawn, figure_record
-from carblib.figures.style import FAINT, GRID, INK, SHARE_MAP, class_colours, new_figure, paper_style
+from carblib.figures.style import FAINT, GRID, INK, SHARE_MAP, bold_small, class_colours, new_figure, paper_style
 from carblib.results.saved import RunResults, numbers
 from carblib.results.words import COLUMN, PAGE
 
@@ -175,16 +175,15 @@ def draw_pixel_share(axes: Axes, analysis: Analysis, class_set: ClassSet) -> Non
     axes.set_xscale("log")
     axes.set(xlim=(low, 100), xlabel="pixels (%, log scale)")
     axes.xaxis.set_major_locator(LogLocator(10, numticks=6))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
     axes.set_title("Pixel share")
 
 
 def _class_axis(axes: Axes, order: np.ndarray, class_set: ClassSet, named: bool) -> None:
     """A row per class, from above, in this order."""
-    axes.set_yticks(np.arange(len(order)), [class_set.names[c] for c in order] if named else [])
-    for tick, c in zip(axes.get_yticklabels(), order, strict=named):
-        tick.set_fontweight("bold" if class_set.small[c] else "normal")
+    axes.set_yticks(np.arange(len(order)), [class_set.names[c] if named else "" for c in order])
+    bold_small(axes.get_yticklabels(), [class_set.small[c] for c in order])
     axes.set_ylim(len(order) - 0.4, -0.6)
     axes.grid(axis="x")
     axes.tick_params(axis="y", length=0)
@@ -257,12 +256,12 @@ def draw_object_sizes(axes: Axes, analysis: Analysis, class_set: ClassSet, contr
         axes.plot(*line.get_data(), color="white", linewidth=3, solid_capstyle="butt", zorder=line.get_zorder() - 0.1)
     axes.set_xscale("log")
     axes.set_yticks(np.arange(1, len(rows) + 1), [row[0] for row in rows])
+    bold_small(axes.get_yticklabels(), [row[3] for row in rows])
     for tick, row in zip(axes.get_yticklabels(), rows, strict=True):
-        tick.set_fontweight("bold" if row[3] else "normal")
         tick.set_color(CONTRAST_COLOUR if contrast and row[0] == contrast.get("name") else INK)
     axes.invert_yaxis()
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel("object size (% of the image, log scale)")
     axes.grid(axis="x")

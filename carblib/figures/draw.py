@@ -12,7 +12,6 @@ from pathlib import Path
 from carblib.base.errors import CarbError, nearest
 from carblib.figures.captions import save_figure
 from carblib.figures.table import FIGURES, TABLE
-from carblib.params import Params, project_root
 from carblib.results.saved import Missing, RunResults, load_results
 from carblib.results.tables import write_tables
 
@@ -27,26 +26,22 @@ class Outcome:
     damaged: bool = False
 
 
-def make_all(
-    run_dir: str | Path, params: Params | None = None, out: str | Path | None = None, keep: bool = False
-) -> list[Path]:
-    """Make every figure and table whose results exist and return the figures' PNGs; `keep` as in `draw_all`.
+def make_all(run_dir: Path) -> list[Path]:
+    """Bring every figure and table of a run up to date with its results; return the PNGs of the figures there are.
 
     Raises CarbError where results cannot be read, after all others were drawn.
     """
-    results = load_results(run_dir, params)
-    outcomes = draw_all(results, out, keep=keep)
-    write_tables(results, _folder(results, out))
+    results = load_results(run_dir)
+    outcomes = draw_all(results, results.figures_dir, keep=True)
+    write_tables(results, results.figures_dir)
     damaged = [outcome for outcome in outcomes if outcome.damaged]
     if damaged:
         raise CarbError(f"figure {damaged[0].name}: {damaged[0].reason}")
     return [outcome.path for outcome in outcomes if outcome.path is not None]
 
 
-def draw_all(
-    results: RunResults, out: str | Path | None = None, only: Sequence[str] = (), keep: bool = False
-) -> list[Outcome]:
-    """Draw a run's figures, or those named in `only`, into `out` (default figures/<run>); say what became of each.
+def draw_all(results: RunResults, folder: Path, only: Sequence[str] = (), keep: bool = False) -> list[Outcome]:
+    """Draw a run's figures, or those named in `only`, into a folder; say what became of each.
 
     `keep` leaves a picture that is no older than its results as it is: a notebook of the run drew it.
     """
@@ -54,7 +49,7 @@ def draw_all(
         if name not in FIGURES:
             known = nearest(name, FIGURES) or "there are " + ", ".join(FIGURES)
             raise CarbError(f"--only {name}: no such figure; {known}")
-    folder, outcomes = _folder(results, out), []
+    outcomes = []
     for figure in TABLE:
         stem = folder / figure.name
         if only and figure.name not in only:
@@ -70,7 +65,3 @@ def draw_all(
         except CarbError as error:
             outcomes.append(Outcome(figure.name, None, str(error), damaged=True))
     return outcomes
-
-
-def _folder(results: RunResults, out: str | Path | None) -> Path:
-    return Path(out) if out else project_root() / "figures" / results.run

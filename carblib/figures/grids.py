@@ -109,27 +109,20 @@ def qualitative_grid(rows: Sequence[GridRow], class_set: ClassSet) -> Figure:
 
 @paper_style()
 def similarity_panel(
-    image: np.ndarray,
-    maps: Mapping[str, np.ndarray],
-    mask: np.ndarray,
-    class_set: ClassSet,
-    truth: np.ndarray | None = None,
-    truth_title: str = "ground truth",
+    image: np.ndarray, masks: Mapping[str, np.ndarray], maps: Mapping[str, np.ndarray], class_set: ClassSet
 ) -> Figure:
-    """CLIP's similarity maps of some classes beside the image, the pseudo-mask and, where given, the truth.
+    """CLIP's similarity maps of some classes beside the image and masks of it.
 
-    `maps` {class: (h, w) cosine similarity}. All maps share one scale, whose ends are their 1st and 99th percentile.
+    `masks` {title: (h, w) train ids}, `maps` {class: (h, w) cosine similarity}, at least one. All maps share one scale,
+    whose ends are their 1st and 99th percentile.
     """
-    pictures = {"image": image, "pseudo-mask": colour_mask(mask, class_set)}
-    if truth is not None:
-        pictures[truth_title] = colour_mask(truth, class_set)
+    pictures = {"image": image} | {title: colour_mask(mask, class_set) for title, mask in masks.items()}
     total = len(pictures) + len(maps)
     columns = min(4, total)
     figure, panels = panels_of([image] * -(-total // columns), columns)
     flat = [axes for line in panels for axes in line]
     values = np.concatenate([np.ravel(values) for values in maps.values()])
     low, high = np.percentile(values, (1, 99))
-    shown = None
     for axes, (title, picture) in zip(flat, pictures.items(), strict=False):
         show_picture(axes, picture, image.shape)
         axes.set_title(title, fontweight="normal")
@@ -139,11 +132,10 @@ def similarity_panel(
         axes.set_title(f"“{title}”", fontweight="normal")
     for axes in flat[total:]:
         axes.set_axis_off()
-    if shown is not None:
-        bar = figure.colorbar(shown, ax=flat, shrink=0.7, aspect=25, pad=0.01)
-        bar.set_label("cosine similarity")
-        bar.outline.set_linewidth(0.4)
-    class_legend(figure, [mask] if truth is None else [mask, truth], class_set)
+    bar = figure.colorbar(shown, ax=flat, shrink=0.7, aspect=25, pad=0.01)
+    bar.set_label("cosine similarity")
+    bar.outline.set_linewidth(0.4)
+    class_legend(figure, [*masks.values()], class_set)
     fit_height(figure, panels)
     return figure
 
@@ -186,15 +178,18 @@ def samples(results: RunResults) -> Drawn:
     """The first, the middle and the last training image beside their masks."""
     params, train = results.params, open_data(results, results.params.train_split)
     chosen = np.unique(np.linspace(0, len(train) - 1, SAMPLES).round().astype(int))
-    masks = [{truth_name(params): train.mask(i)} if train.mask_paths[i] else {} for i in chosen]
-    names = [train.names[i] for i in chosen]
-    rows = [GridRow(name, train.image(i), mask) for name, i, mask in zip(names, chosen, masks, strict=True)]
+    rows = [GridRow(train.names[i], train.image(i), _truth(results, train, i)) for i in chosen]
+    names = [row.label for row in rows]
     caption = f"The first, the middle and the last training image ({', '.join(names)})"
     caption += f", and the {truth_name(params)} that training never sees." if train.has_masks else "."
     record = figure_record(
         params, caption, "Street scenes beside their masks.", train.name, len(rows), chosen_of=len(train)
     )
     return qualitative_grid(rows, params.class_set), record
+
+
+def _truth(results: RunResults, split: Split, index: int) -> dict[str, np.ndarray]:
+    return {truth_name(results.params): split.mask(index)} if split.mask_paths[index] else {}
 
 
 def similarity_maps(results: RunResults) -> Drawn:
@@ -204,8 +199,8 @@ def similarity_maps(results: RunResults) -> Drawn:
     name, split = str(saved["name"]), open_data(results, str(saved["split"]))
     index = image_index(split, name)
     maps = {str(word): similarity for word, similarity in zip(saved["words"], saved["similarity"], strict=True)}
-    truth = split.mask(index) if split.mask_paths[index] else None
-    figure = similarity_panel(split.image(index), maps, saved["mask"], params.class_set, truth, truth_name(params))
+    masks = {"pseudo-mask": saved["mask"]} | _truth(results, split, index)
+    figure = similarity_panel(split.image(index), masks, maps, params.class_set)
     caption = (
         "CLIP's similarity of each patch to the words of some classes, small ones first, and the pseudo-mask of all "
         f"classes in the image. Image {name}: the one with most classes by its labels."
@@ -247,8 +242,7 @@ def _ways(results: RunResults, split: Split, name: str, no_labels: np.ndarray) -
         if not mask_path(folder, name).is_file():
             raise Missing(f"{kind}/{split.name}/{name}.png is missing; notebook 02_pseudo_masks makes it")
         masks[title] = read_mask(folder, name, classes)
-    index = image_index(split, name)
-    return masks | ({truth_name(results.params): split.mask(index)} if split.mask_paths[index] else {})
+    return masks | _truth(results, split, image_index(split, name))
 
 
 def predictions_grid(results: RunResults) -> Drawn:
@@ -275,9 +269,7 @@ def _grid_row(results: RunResults, split: Split, columns: Sequence[str], rule: s
         masks[variant_label(variant)] = read_mask(path.parent, name, len(split.class_set))
         score = _score_of(results.evaluations.get(variant), name)
         notes[variant_label(variant)] = "" if score is None else f"mIoU {percent(score)}"
-    if split.mask_paths[index]:
-        masks[truth_name(results.params)] = split.mask(index)
-    return GridRow(rule, split.image(index), masks, notes)
+    return GridRow(rule, split.image(index), masks | _truth(results, split, index), notes)
 
 
 def _score_of(evaluation: Mapping[str, Any] | None, name: str) -> float | None:

@@ -21,6 +21,8 @@ from carblib.figures.style import (
     GRID,
     INK,
     MARKERS,
+    bold_small,
+    legend_above,
     legend_columns,
     new_figure,
     paper_style,
@@ -58,9 +60,7 @@ def pseudo_mask_iou(results: RunResults) -> Drawn:
 
 def object_size_curves(results: RunResults) -> Drawn:
     """Recall and IoU of small objects against their size, all variants."""
-    shown = [evaluation for evaluation in results.evaluations.values() if evaluation.get("objects")]
-    if not shown:
-        raise Missing("no evaluation measured objects; evaluate again in notebook 04_small_object_evaluation")
+    shown = [*results.evaluations.values()]
     caption = (
         "Recall (at least half of the object's pixels found) and IoU of the small classes' objects against their size; "
         "n counts objects. An object is a connected component." + _told(results, shown)
@@ -71,7 +71,7 @@ def object_size_curves(results: RunResults) -> Drawn:
 
 def zoom_recovers(results: RunResults) -> Drawn:
     """Small objects in CLIP's masks of the whole image and of local views."""
-    shown = [evaluation for evaluation in _masks(results) if evaluation.get("objects")]
+    shown = _masks(results)
     if len(shown) < 2:
         raise Missing("pseudo-masks from local views were not measured; notebook 02_pseudo_masks does it")
     caption = (
@@ -135,7 +135,7 @@ def _captioned(results: RunResults, shown: Sequence[Evaluation], figure: Figure,
     """Complete a figure that shows these evaluations, all of one split."""
     split, images = shown[0]["split"], shown[0]["images"]
     caption = f"{caption} {abbreviations(e['variant'] for e in shown)}"
-    seeds = sorted({e["seed"] for e in shown if e.get("seed") is not None})
+    seeds = sorted({e["seed"] for e in shown})
     return figure, figure_record(results.params, caption, alt, split, images, checkpoints(shown), seeds=seeds)
 
 
@@ -180,30 +180,20 @@ def iou_bars(evaluations: Sequence[Evaluation], class_set: ClassSet) -> Figure:
     places = np.concatenate([np.arange(len(order)), len(order) + np.array([0.4, 1.4])])
     figure = new_figure(PAGE, 3.1)
     axes = figure.subplots()
-    colours = variant_colours([evaluation["variant"] for evaluation in evaluations])
     width = 0.84 / len(evaluations)
-    for i, evaluation in enumerate(evaluations):
+    for i, (evaluation, style) in enumerate(zip(evaluations, _styles(evaluations), strict=True)):
         values, spans = _with_means(evaluation, order)
         middles = places + (i + 0.5) * width - 0.42
-        axes.bar(
-            middles,
-            np.nan_to_num(values),
-            width,
-            color=colours[evaluation["variant"]],
-            edgecolor="white",
-            linewidth=0.3,
-            label=variant_label(evaluation["variant"]),
-        )
+        axes.bar(middles, np.nan_to_num(values), width, edgecolor="white", linewidth=0.3, **style)
         _draw_intervals(axes, middles, spans)
     labels = [f"{class_set.names[c]} {brief(shares[c])} %" for c in order] + ["mean", "small mean"]
     axes.set_xticks(places, labels, rotation=40, ha="right", rotation_mode="anchor")
-    for tick, small in zip(axes.get_xticklabels(), [*(class_set.small[c] for c in order), False, True], strict=True):
-        tick.set_fontweight("bold" if small else "normal")
+    bold_small(axes.get_xticklabels(), [*(class_set.small[c] for c in order), False, True])
     axes.axvline(len(order) - 0.3, color=FAINT, linewidth=0.6)
     axes.tick_params(axis="x", length=0)
     axes.set(ylabel="IoU (%)", ylim=(0, 100), xlim=(-0.55, places[-1] + 0.55))
     axes.grid(axis="y")
-    figure.legend(loc="outside upper center", ncols=legend_columns(figure, _labels(evaluations)))
+    legend_above(figure)
     return figure
 
 
@@ -214,18 +204,18 @@ def _draw_intervals(axes: Axes, places: np.ndarray, spans: np.ndarray) -> None:
         axes.vlines(places[known], *spans[known].T, color=colour, linewidth=width, zorder=3)
 
 
-def _labels(evaluations: Sequence[Evaluation]) -> list[str]:
-    return [variant_label(evaluation["variant"]) for evaluation in evaluations]
+def _styles(evaluations: Sequence[Evaluation]) -> list[dict[str, str]]:
+    """Colour and label of each."""
+    colours = variant_colours([evaluation["variant"] for evaluation in evaluations])
+    return [{"color": colour, "label": variant_label(variant)} for variant, colour in colours.items()]
 
 
 def _with_means(evaluation: Evaluation, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """IoU in percent and its interval, classes in `order`, then mIoU and the small classes' mean: (C+2,), (C+2, 2)."""
     means = [evaluation["miou"], evaluation["small_miou"]]
+    ends = [evaluation["miou_interval"], evaluation["small_miou_interval"]]
     values = np.concatenate([numbers(evaluation["iou"])[order], numbers(means)])
-    spans = np.stack([values, values], 1)
-    if evaluation.get("iou_interval"):
-        ends = [evaluation["miou_interval"], evaluation["small_miou_interval"]]
-        spans = np.concatenate([numbers(evaluation["iou_interval"])[order], numbers(ends)])
+    spans = np.concatenate([numbers(evaluation["iou_interval"])[order], numbers(ends)])
     return 100 * values, 100 * spans
 
 
@@ -234,12 +224,10 @@ def size_curves(evaluations: Sequence[Evaluation]) -> Figure:
     """Recall and IoU of the small classes' objects against their size. Below each size stands how many there are."""
     tables = [evaluation["objects"]["all_small"] for evaluation in evaluations]
     figure = new_figure(PAGE, 2.3)
+    sizes = zip(evaluations[0]["objects"]["labels"], tables[0]["count"], strict=True)
+    sizes = [f"{size}\nn = {count:,}" for size, count in sizes]
+    places, labels = np.arange(len(sizes)), [variant_label(evaluation["variant"]) for evaluation in evaluations]
     colours = variant_colours([evaluation["variant"] for evaluation in evaluations])
-    labels = [
-        f"{label}\nn = {count:,}"
-        for label, count in zip(evaluations[0]["objects"]["labels"], tables[0]["count"], strict=True)
-    ]
-    places = np.arange(len(labels))
     panels = figure.subplots(1, 2, sharex=True)
     for axes, key, unit in zip(panels, ("recall", "iou"), ("recall (%)", "IoU (%)"), strict=True):
         for i, evaluation in enumerate(evaluations):
@@ -253,14 +241,14 @@ def size_curves(evaluations: Sequence[Evaluation]) -> Figure:
                 markeredgecolor="white",
                 markeredgewidth=0.4,
                 markersize=5,
-                label=variant_label(evaluation["variant"]) if key == "iou" else None,
+                label=labels[i] if key == "iou" else None,
             )
         top = 100 * np.nanmax([numbers(table[key]) for table in tables], initial=0.01)
-        axes.set_xticks(places, labels)
+        axes.set_xticks(places, sizes)
         axes.set(xlim=(-0.35, len(places) - 0.65), ylim=(-0.05 * top, min(1.08 * top, 103)), ylabel=unit)
         axes.set_xlabel("size of small objects")
         axes.grid(axis="y")
-    figure.legend(loc="outside upper center", ncols=legend_columns(figure, _labels(evaluations)), handlelength=2.6)
+    figure.legend(loc="outside upper center", ncols=legend_columns(figure, labels), handlelength=2.6)
     return figure
 
 
@@ -272,31 +260,28 @@ def gain_over(reference: Evaluation, evaluations: Sequence[Evaluation], class_se
     places = np.concatenate([np.arange(len(order)), len(order) + np.array([0.5, 1.5])])
     figure = new_figure(COLUMN, 1.15 + 0.19 * len(places))
     axes = figure.subplots()
-    colours = variant_colours([evaluation["variant"] for evaluation in evaluations])
     for place in places:
         axes.axhline(place, color=GRID, linewidth=0.5, zorder=0)
-    for i, evaluation in enumerate(evaluations):
+    for i, (evaluation, style) in enumerate(zip(evaluations, _styles(evaluations), strict=True)):
         gain = _with_means(evaluation, order)[0] - base
         axes.plot(
             gain,
             places + 0.4 * ((i + 0.5) / len(evaluations) - 0.5),  # equal gains do not hide each other
             linestyle="none",
             marker=MARKERS[i % len(MARKERS)],
-            color=colours[evaluation["variant"]],
-            label=variant_label(evaluation["variant"]),
             markeredgecolor="white",
             markeredgewidth=0.3,
             markersize=5,
+            **style,
         )
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.axhline(len(order) - 0.25, color=FAINT, linewidth=0.6)
     axes.set_yticks(places, [*(class_set.names[c] for c in order), "mean", "small mean"])
-    for tick, small in zip(axes.get_yticklabels(), [*(class_set.small[c] for c in order), False, True], strict=True):
-        tick.set_fontweight("bold" if small else "normal")
+    bold_small(axes.get_yticklabels(), [*(class_set.small[c] for c in order), False, True])
     axes.set(ylim=(places[-1] + 0.6, -0.6), xlabel=f"IoU gained over {variant_label(reference['variant'])} (points)")
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x")
-    figure.legend(loc="outside upper center", ncols=legend_columns(figure, _labels(evaluations)))
+    legend_above(figure)
     return figure
 
 

@@ -7,7 +7,7 @@ Widths are those of the common two-column formats (AAAI, CVPR: 3.25 and 6.875 in
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -15,6 +15,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 from PIL import Image
 
 from carblib.classes import IGNORE, ClassSet
@@ -138,6 +139,18 @@ def class_legend(figure: Figure, masks: Sequence[np.ndarray], class_set: ClassSe
     handles.extend(extra)
     columns = legend_columns(figure, [handle.get_label() for handle in handles])
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, handleheight=0.9, handletextpad=0.5)
+
+
+def legend_above(figure: Figure) -> None:
+    """Put one legend above the figure, in few rows, for everything in its panels that has a label."""
+    labels = [label for axes in figure.axes for label in axes.get_legend_handles_labels()[1]]
+    figure.legend(loc="outside upper center", ncols=legend_columns(figure, labels))
+
+
+def bold_small(ticks: Iterable[Text], small: Iterable[bool]) -> None:
+    """Make the names of small classes bold, those of the others plain."""
+    for tick, is_small in zip(ticks, small, strict=True):
+        tick.set_fontweight("bold" if is_small else "normal")
 
 
 def legend_columns(figure: Figure, labels: Sequence[str]) -> int:

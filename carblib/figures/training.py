@@ -16,7 +16,7 @@ from carblib.figures.style import (
     FAINT,
     INK,
     MARKERS,
-    legend_columns,
+    legend_above,
     new_figure,
     paper_style,
     variant_colours,
@@ -64,7 +64,7 @@ def compare_trainings(results: RunResults) -> Drawn:
     )
     ends = [(variant_label(variant), log["val_miou"].dropna()) for variant, log in results.logs.items()]
     words = ", ".join(f"{name} {percent(scores.iloc[-1])}" for name, scores in ends if len(scores))
-    alt = f"Four line charts. Validation mIoU in percent at the end: {words}."
+    alt = f"Four line charts. Validation mIoU in percent at the end: {words or 'not measured'}."
     figure = draw_trainings(results.logs, warmup)
     return of_training(results, list(results.logs), figure, caption, alt, batches=True)
 
@@ -123,23 +123,20 @@ def draw_training(log: pd.DataFrame, warmup: int | None) -> Figure:
     """
     figure = new_figure(PAGE, 3.7)
     (loss, weight), (share, score) = figure.subplots(2, 2, sharex=True)
-    _smooth_line(loss, log, "loss", color=INK, label="total")
+    _smooth_line(loss, log, "loss", INK, {"label": "total"})
     for column, (label, colour, line) in LOSS_PARTS.items():
         if column in log and (log[column].fillna(0) != 0).any():
-            _smooth_line(loss, log, column, color=colour, label=label, linestyle=line)
+            _smooth_line(loss, log, column, colour, {"label": label, "linestyle": line})
     loss.set_ylim(0, None)
     loss.set(title="Loss and its parts", ylabel="cross-entropy")
     loss.legend(loc="upper right", ncols=2, frameon=True, framealpha=0.9, edgecolor="none")
     _headroom(loss, 1.6)  # three rows of legend
     _draw_weight(weight, {"": log}, {"": "#0072b2"}, warmup)
-    _smooth_line(share, log, "consistent_share", 100, color="#0072b2")
+    _smooth_line(share, log, "consistent_share", "#0072b2", {}, scale=100)
     share.set(title="Consistent region", ylabel="pixels (%)", ylim=(0, 100), xlabel="iteration")
     scored = log.dropna(subset=["val_miou"])
     score.plot(scored["iteration"], 100 * scored["val_miou"], marker="o", color="#0072b2", label="mIoU")
-    if "val_small_miou" in scored:
-        score.plot(
-            scored["iteration"], 100 * scored["val_small_miou"], marker="s", color="#e69f00", label="small classes"
-        )
+    score.plot(scored["iteration"], 100 * scored["val_small_miou"], marker="s", color="#e69f00", label="small classes")
     score.set(title="Validation", ylabel="IoU (%)", xlabel="iteration")
     score.set_ylim(0, None)
     _headroom(score, 1.3)
@@ -159,9 +156,8 @@ def draw_trainings(logs: Mapping[str, pd.DataFrame], warmup: int | None) -> Figu
         scored, line = logs[variant].dropna(subset=["val_miou"]), variant_line(variant)
         style = {"color": colours[variant], "marker": MARKERS[i % len(MARKERS)]} | line
         score.plot(scored["iteration"], 100 * scored["val_miou"], label=variant_label(variant), **style)
-        if "val_small_miou" in scored:
-            small.plot(scored["iteration"], 100 * scored["val_small_miou"], **style)
-        _smooth_line(share, logs[variant], "consistent_share", 100, color=colours[variant], **line)
+        small.plot(scored["iteration"], 100 * scored["val_small_miou"], **style)
+        _smooth_line(share, logs[variant], "consistent_share", colours[variant], line, scale=100)
     score.set(title="Validation mIoU", ylabel="IoU (%)", ylim=(0, None))
     small.set(title="Validation, small classes", ylabel="IoU (%)", ylim=(0, None))
     _draw_weight(weight, logs, colours, warmup)
@@ -169,7 +165,7 @@ def draw_trainings(logs: Mapping[str, pd.DataFrame], warmup: int | None) -> Figu
     share.set(title="Consistent region", ylabel="pixels (%)", ylim=(0, 100), xlabel="iteration")
     last = max(log["iteration"].max() for log in logs.values())
     over_training((score, small, weight, share), last, warmup, named=weight)
-    figure.legend(loc="outside upper center", ncols=legend_columns(figure, [variant_label(v) for v in variants]))
+    legend_above(figure)
     return figure
 
 
@@ -224,22 +220,15 @@ def _draw_weight(axes: Axes, logs: Mapping[str, pd.DataFrame], colours: Mapping[
 
 
 def _smooth_line(
-    axes: Axes,
-    log: pd.DataFrame,
-    column: str,
-    scale: float = 1,
-    color: str = INK,
-    label: str = "",
-    linestyle: str | tuple = "-",
-    linewidth: float = 1.2,
+    axes: Axes, log: pd.DataFrame, column: str, colour: str, line: Mapping[str, Any], scale: float = 1
 ) -> None:
-    """Plot a column: the values pale, their running mean over a fortieth of the training clear."""
+    """Plot a column: the values pale, their running mean over a fortieth of the training clear, as `line` says."""
     values = scale * log[column]
     window = max(1, len(log) // 40)
     if window > 1:
-        axes.plot(log["iteration"], values, color=color, alpha=0.18, linewidth=0.6)
+        axes.plot(log["iteration"], values, color=colour, alpha=0.18, linewidth=0.6)
     smooth = values.rolling(window, min_periods=1, center=True).mean()
-    axes.plot(log["iteration"], smooth, color=color, label=label or None, linestyle=linestyle, linewidth=linewidth)
+    axes.plot(log["iteration"], smooth, color=colour, **line)
 
 
 def _headroom(axes: Axes, factor: float) -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from carblib.classes import ClassSet
 from carblib.results.saved import RunResults, class_groups
-from carblib.results.words import path_label, percent
+from carblib.results.words import duration, path_label, percent
 from carblib.variants import in_order, variant_label
 
 Evaluation = Mapping[str, Any]
@@ -60,7 +60,7 @@ def of_zooming(whole: Evaluation, zoomed: Evaluation) -> str:
 
 
 def training_table(results: RunResults) -> pd.DataFrame:
-    """Return a table of trainings: iterations, minutes, loss and λ, validation scores, and the regions at the end.
+    """Return a table of trainings: iterations, time, loss and λ, validation scores, and the regions at the end.
 
     Consistent: share of the labelled pixels on which network and CLIP agree at the last look on validation images;
     right inside and right outside: how often CLIP's label is true there and elsewhere. All scores in percent.
@@ -70,7 +70,7 @@ def training_table(results: RunResults) -> pd.DataFrame:
         end, scores = log.tail(max(1, round(TAIL * len(log)))), log["val_miou"].dropna()
         rows[variant_label(variant)] = {
             "iterations": f"{log['iteration'].max():.0f}",
-            "minutes": f"{log['seconds'].max() / 60:.1f}",
+            "time": duration(log["seconds"].max()),
             "loss": f"{end['loss'].mean():.2f}",
             "λ": _weight(end["weight"].mean()),
             "best val mIoU": percent(scores.max() if len(scores) else None),

@@ -14,24 +14,27 @@ import pandas as pd
 from carblib.base.errors import CarbError
 from carblib.base.files import read_json
 from carblib.classes import ClassSet
-from carblib.params import Params, load_params
+from carblib.params import Params, load_params, project_root
 from carblib.variants import MAIN_FIRST, VARIANTS, in_order
 
-LOG_COLUMNS = ("iteration", "loss", "weight", "consistent_share", "val_miou")
+LOG_COLUMNS = ("iteration", "loss", "weight", "consistent_share", "seconds", "val_miou", "val_small_miou")
 REGION_WEIGHT_COLUMNS = ("iteration", "class", "weight")
-RELIABILITY_COLUMNS = ("iteration", "class", "share_consistent", "precision_consistent", "pixels")
-EVALUATION_KEYS = ("variant", "split", "images", "class_names", "small_ids", "confusion", "iou", "miou", "per_image")
+RELIABILITY_COLUMNS = ("iteration", "class", "share_consistent", "precision_consistent", "precision_noisy", "pixels")
+MEASURED = ("miou", "small_miou", "split", "images")
+EVALUATION_KEYS = (
+    *("variant", *MEASURED, "seed", "iteration", "version", "class_names", "small_ids", "confusion", "iou"),
+    *("iou_interval", "miou_interval", "small_miou_interval", "per_image", "objects"),
+)
 
 
 @dataclass(frozen=True)
 class RunResults:
     """The saved results of runs/<run>; what was not made yet is None or an empty dict.
 
-    `evaluations` (by variant, all on the split that stands for the run; `validation` on the validation split),
-    `analysis`, `maskers` and `ablations` are the parsed JSON files; `logs` and
-    `reliability` (by variant) are data frames of train/<variant>/log.csv and reliability.csv, `region_weights` of
-    region_weights.csv where a variant has a weight per class. `contrast` holds an
-    object-centric dataset's statistics from contrast.json, where the user has put one there.
+    JSON files, parsed: `evaluations` (by variant, all on the split that stands for the run; `validation` on the
+    validation split), `analysis`, `maskers`, `ablations`, and `contrast`, an object-centric dataset's statistics, where
+    the user has put contrast.json there. By variant, data frames of the CSV files in train/<variant>: `logs`,
+    `reliability`, and `region_weights` where it has a weight per class.
     """
 
     folder: Path
@@ -50,6 +53,11 @@ class RunResults:
     def run(self) -> str:
         """The run's name, which is its folder's."""
         return self.folder.name
+
+    @property
+    def figures_dir(self) -> Path:
+        """Folder of the run's figures and tables."""
+        return project_root() / "figures" / self.run
 
     @property
     def main_variant(self) -> str | None:
@@ -100,8 +108,8 @@ def load_results(folder: str | Path, params: Params | None = None) -> RunResults
         evaluations=next(iter(measured.values()), {}),
         validation=measured.get(params.val_split, {}),
         analysis=_analysis(folder / "analysis.json", params),
-        maskers=_rows(folder / "maskers.json", ("masker", "miou", "small_miou", "seconds")),
-        ablations=_rows(folder / "ablations.json", ("variant", "path", "masker", "seed", "miou", "small_miou")),
+        maskers=_rows(folder / "maskers.json", ("masker", *MEASURED, "seconds")),
+        ablations=_rows(folder / "ablations.json", ("variant", "path", "masker", "seed", *MEASURED)),
         logs=_frames(folder, "log.csv", LOG_COLUMNS),
         reliability=_frames(folder, "reliability.csv", RELIABILITY_COLUMNS),
         region_weights={variant: frame for variant, frame in weights.items() if frame["class"].nunique() > 1},
@@ -157,7 +165,7 @@ def class_groups(reliability: pd.DataFrame, class_set: ClassSet) -> dict[str, pd
     rows["consistent"] = (rows["pixels"] * rows["share_consistent"]).fillna(0)
     rows["noisy"] = rows["pixels"] - rows["consistent"]
     rows["right_inside"] = (rows["consistent"] * rows["precision_consistent"]).fillna(0)
-    rows["right_outside"] = (rows["noisy"] * rows.get("precision_noisy", np.nan)).fillna(0)
+    rows["right_outside"] = (rows["noisy"] * rows["precision_noisy"]).fillna(0)
     is_small = rows["class"].isin(small)
     chosen = {"all classes": rows, "large classes": rows[~is_small], "small classes": rows[is_small]}
     return {name: _pooled(group) for name, group in chosen.items() if len(group)}
@@ -207,7 +215,6 @@ def _rows(path: Path, keys: tuple[str, ...]) -> list[dict[str, Any]] | None:
     if not path.is_file():
         return None
     rows = read_json(path)
-    rows = rows["rows"] if isinstance(rows, dict) and "rows" in rows else rows
     for row in rows:
         missing = [key for key in keys if key not in row]
         if missing:

@@ -162,7 +162,7 @@ def comparison_table(evaluations: Sequence[dict[str, Any]], class_set: ClassSet,
     for key in SCORES:
         frame[key] = numbers([evaluation[key] for evaluation in evaluations])
         if not per_class:
-            spans = numbers([evaluation.get(f"{key}_interval") or (None, None) for evaluation in evaluations])
+            spans = numbers([evaluation[f"{key}_interval"] for evaluation in evaluations])
             frame[f"{key}_low"], frame[f"{key}_high"] = spans.T
     if per_class:
         names = {f"iou_{name}": name for name in class_set.names}  # whatever a class is called, no other column is

@@ -19,7 +19,7 @@ import pandas as pd
 
 from carblib.base.errors import CarbError, one_line
 from carblib.figures import draw as figures
-from carblib.params import Params, load_params, project_root, resolve
+from carblib.params import Params, find_params, load_params, project_root
 from carblib.results.saved import read_evaluations
 from carblib.results.words import duration, percent
 from carblib.run import report
@@ -73,13 +73,6 @@ def run_notebook(job: Job, notebook: str, force: bool) -> None:
     say(f"  {notebook}: done in {duration(time.monotonic() - started)}")
 
 
-def report_is_current(params: Params) -> bool:
-    """Tell whether a run has a report that is younger than all its done markers."""
-    report_file = params.run_dir / "report.html"
-    markers = [path.stat().st_mtime for path in (params.run_dir / "done").glob("*.json")]
-    return report_file.is_file() and report_file.stat().st_mtime >= max(markers, default=0)
-
-
 def run_job(job: Job, notebooks: Sequence[str], force: bool) -> None:
     """Run one dataset's notebooks, then make figures (with tables) and report; a failure goes to `job.failure`."""
     run_dir = job.params.run_dir
@@ -88,10 +81,8 @@ def run_job(job: Job, notebooks: Sequence[str], force: bool) -> None:
     try:
         for step in notebooks:
             run_notebook(job, step, force)
-        if report_is_current(job.params):
-            return
         step, started = "figures", time.monotonic()
-        count = len(figures.make_all(run_dir, keep=True))  # most were drawn by the notebooks
+        count = len(figures.make_all(run_dir))  # most were drawn by the notebooks
         say(f"  figures: {count} in {job.params.figures_dir}, {duration(time.monotonic() - started)}")
         step = "report"
         report.write_report(run_dir)
@@ -116,12 +107,6 @@ def plan(params_files: Sequence[Path], overrides: dict[str, str]) -> list[Job]:
             raise CarbError(f"{file}: run '{params.run}' is also that of {twin.file}; give each its own 'run'")
         jobs.append(Job(file, overrides, params))
     return jobs
-
-
-def find(name: str) -> Path:
-    """Return a parameters file's absolute path: relative to the working directory, else to the project."""
-    here = Path(name).expanduser().absolute()
-    return here if here.is_file() else resolve(name)
 
 
 def choose_notebooks(wanted: Sequence[str]) -> list[str]:
@@ -162,7 +147,7 @@ def run_batch(
     `overrides` are text, which Params converts, here and in the notebooks; `force`: run also what is finished.
     """
     logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of every parameter that is only in the file
-    jobs = plan([find(name) for name in params_files], overrides)
+    jobs = plan([find_params(name).absolute() for name in params_files], overrides)
     notebooks = choose_notebooks(wanted)
     started = time.monotonic()
     try:

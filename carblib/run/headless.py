@@ -61,26 +61,12 @@ class _ThisPython(KernelSpecManager):
 class _Indented(io.TextIOBase):
     """What the kernel prints, passed on to the terminal a little indented."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.fresh = True
-
     def write(self, text: str) -> int:
-        """Write text; every line begins with an indent, empty ones are left out."""
-        for line in text.replace("\r", "").splitlines(keepends=True):
-            if line != "\n" or not self.fresh:
-                sys.stdout.write(("    | " if self.fresh else "") + line)
-                self.fresh = line.endswith("\n")
+        """Print the lines of a text; empty ones are left out."""
+        for line in text.splitlines():
+            if line:
+                print(f"    | {line}", flush=True)
         return len(text)
-
-    def flush(self) -> None:
-        """Pass everything on at once."""
-        sys.stdout.flush()
-
-    def end_line(self) -> None:
-        """Close a line the kernel left open."""
-        if not self.fresh:
-            self.write("\n")
 
 
 def execute(source: Path, output: Path, parameters: dict[str, Any]) -> None:
@@ -90,7 +76,7 @@ def execute(source: Path, output: Path, parameters: dict[str, Any]) -> None:
     one kills the kernel. Raises NotebookFailed naming cell and reason, also for a kernel that died.
     """
     manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=_ThisPython())
-    printed, stopping = _Indented(), threading.Event()
+    stopping = threading.Event()
     output.parent.mkdir(parents=True, exist_ok=True)
 
     def before_cell(**_: Any) -> None:
@@ -106,7 +92,7 @@ def execute(source: Path, output: Path, parameters: dict[str, Any]) -> None:
                 parameters=parameters,
                 kernel_name="python3",
                 progress_bar=False,
-                stdout_file=printed,
+                stdout_file=_Indented(),
                 cwd=project_root(),
                 start_timeout=300,
                 km=manager,
@@ -137,8 +123,6 @@ def execute(source: Path, output: Path, parameters: dict[str, Any]) -> None:
             raise NotebookFailed(f"cell [{error.exec_count}] {' '.join(reason.split())}") from error
         except Exception as error:  # a dead kernel, a full disk: the next dataset must still have its turn
             raise NotebookFailed(one_line(error)) from error
-        finally:
-            printed.end_line()
 
 
 @contextlib.contextmanager
@@ -192,22 +176,15 @@ def publish(executed: Path, target: Path) -> None:
     Raises CarbError for a notebook that failed, whose outputs nobody should read as results.
     """
     notebook = _as_read(executed)
-    kept = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
-    for count, cell in enumerate((cell for cell in kept if cell.cell_type == "code"), start=1):
+    notebook.metadata = {key: notebook.metadata[key] for key in ("kernelspec", "language_info")}
+    notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.tags]
+    for cell in notebook.cells:
+        cell.metadata = {"tags": cell.metadata.tags} if cell.metadata.tags else {}
+    for count, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), start=1):
         if any(output.output_type == "error" for output in cell.outputs):
             raise CarbError(f"{executed}: holds an error; run it to its end first")
-        cell.execution_count = count
-        for output in cell.outputs:
-            if "execution_count" in output:
-                output.execution_count = count
-    for cell in kept:
-        for key in ("papermill", "execution"):
-            cell.metadata.pop(key, None)
-        if not cell.metadata.get("tags"):
-            cell.metadata.pop("tags", None)
-    notebook.cells = kept
-    for key in ("papermill", "widgets"):
-        notebook.metadata.pop(key, None)
+        for numbered in (cell, *(output for output in cell.outputs if "execution_count" in output)):
+            numbered.execution_count = count
     files.write_text(target, nbformat.writes(notebook) + "\n")
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import textwrap
 import types
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from carblib.params import Params
+import click
+
+from carblib.params import Params, as_text
 
 # The first key of each group of `Params`.
 GROUPS = {
@@ -24,37 +24,25 @@ GROUPS = {
     "ablation_variants": "Ablations",
     "seed": "Machine",
 }
-_COLUMN = 28  # where a meaning begins
-_WIDEST = 120
+_WIDEST, _COLUMN = 120, 24  # letters of a line, and of a key with its value, beside which the meaning stands
 
 
 def list_params(changed: Params | None = None) -> str:
     """Return a line for each parameter, in groups; of `changed` only for those whose values are not the defaults."""
-    lines, title, width = [], "", min(shutil.get_terminal_size().columns, _WIDEST)
+    groups: dict[str, list[tuple[str, str]]] = {}
     for key, field in Params.model_fields.items():
-        title = GROUPS.get(key, title)
+        if key in GROUPS:
+            rows = groups.setdefault(GROUPS[key], [])
         value = field.default if changed is None else getattr(changed, key)
-        if changed is not None and value == field.default:
-            continue
-        if title:
-            lines += ["", title]
-            title = ""
-        meaning = f"{field.description} ({kind(field.annotation)})"
-        if changed is not None:
-            meaning = f"{field.description} (default {_text(field.default)})"
-        lines += _entry(f"  {key}: {_text(value)}", meaning, width)
-    return "\n".join(lines).strip("\n") or "every key has its default"
-
-
-def _entry(start: str, meaning: str, width: int) -> list[str]:
-    indent = " " * _COLUMN
-    if len(start) >= _COLUMN:
-        return [start, *textwrap.wrap(meaning, width, initial_indent=indent, subsequent_indent=indent)]
-    return textwrap.wrap(meaning, width, initial_indent=start.ljust(_COLUMN), subsequent_indent=indent)
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
+        more = kind(field.annotation) if changed is None else f"default {as_text(field.default)}"
+        if changed is None or value != field.default:
+            rows.append((f"{key}: {as_text(value)}", f"{field.description} ({more})"))
+    page = click.HelpFormatter(width=min(shutil.get_terminal_size().columns, _WIDEST))
+    for title, rows in groups.items():
+        if rows:
+            with page.section(title):
+                page.write_dl(rows, col_max=_COLUMN)
+    return page.getvalue().strip("\n") or "every key has its default"
 
 
 def kind(annotation: Any) -> str:

@@ -41,9 +41,8 @@ def start(namespace: Mapping[str, Any], notebook: str, *, writes: bool = True) -
     need not repeat; and keeps packages' warnings out of the page.
     Raises CarbError for a name that is no parameter, a value that cannot be one, or a file that cannot be read.
     """
-    warnings.filterwarnings("ignore", category=UserWarning)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    for category in (UserWarning, FutureWarning, DeprecationWarning):
+        warnings.filterwarnings("ignore", category=category)
     params = notebook_params(namespace)
     path = params.run_dir / "params.yaml"
     if writes and not (path.is_file() and path.read_text("utf-8") == params.to_yaml()):  # its age is the parameters'
@@ -62,9 +61,14 @@ def show(figure: Figure, params: Params, name: str, record: FigureRecord) -> Non
     The alternative text goes where screen readers look for it, the picture's own `alt`.
     """
     save_figure(figure, params.figures_dir / name, record)
+    look(figure, record.alt)
+    say(f"<small>{html.escape(record.caption, quote=False)}</small>")
+
+
+def look(figure: Figure, alt: str) -> None:
+    """Display a figure that is not kept, a step on the way to a result, with its alternative text."""
     data, kind = compact(rendered(figure, "png", _SHOWN_DPI, {}), _LARGE_PNG)
-    caption = Markdown(f"<small>{html.escape(record.caption, quote=False)}</small>")
-    display(Image(data, format=kind, alt=record.alt), caption)
+    display(Image(data, format=kind, alt=alt))
 
 
 def show_saved(params: Params, *names: str) -> None:

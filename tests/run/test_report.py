@@ -161,7 +161,7 @@ def test_report_without_any_result(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_warnings_say_what_numbers_do_not(project: Path) -> None:
     run, figures = project / "runs" / "tiny", project / "figures" / "tiny"
-    before = " ".join(report_checks.find_warnings(load_results(run), figures))
+    before = " ".join(report_checks.find_warnings(load_results(run)))
     assert "“plain cross-entropy” is not finished" in before and re.search(
         "No figure of: samples, .*, ablations", before
     )
@@ -174,7 +174,7 @@ def test_warnings_say_what_numbers_do_not(project: Path) -> None:
     write_json(run / "evaluation" / "test" / "ours.json", poor)
     os.utime(figures / "confusion.png", (1, 1))
     on_camvid = small_params(run="tiny", dataset="camvid", iterations=100, warmup=60)
-    after = " ".join(report_checks.find_warnings(load_results(run, on_camvid), figures))
+    after = " ".join(report_checks.find_warnings(load_results(run, on_camvid)))
     for wanted in (
         "small CLIP knows rendered scenes only", "fell to 0.01", "not finite at iteration 40", "never finds: pole",
         "left out of the mean: sidewalk", "different seeds: 0, 3", "0.0.1",
@@ -205,7 +205,7 @@ def test_every_figure_older_than_its_results_is_named(project: Path, newer: str,
     for path in folder.iterdir():
         os.utime(path, (200, 200))
     os.utime(run / newer, (300, 300))
-    found = [w for w in report_checks.find_warnings(load_results(run), folder) if "Older" in w]
+    found = [w for w in report_checks.find_warnings(load_results(run)) if "Older" in w]
     assert len(found) == bool(stale)
     if stale:
         assert found[0].startswith(f"Older than the results they show: {', '.join(stale)};")
@@ -226,11 +226,6 @@ def test_the_report_shows_this_run_s_figures_in_the_table_s_order(project: Path)
     (project / "figures" / "tiny" / "dataset_difficulty.png").unlink()
     text = report.write_report(project / "runs" / "tiny").read_text("utf-8")
     assert re.findall(r'<figure id="(\w+)"', text)[:2] == ["samples", "cooccurrence"]
-
-
-def test_time_is_summed_over_resumptions() -> None:
-    log = pd.DataFrame({"seconds": [1.0, 2.0, 5.0, 0.5, 3.0]})
-    assert report_checks.seconds_spent(log) == 8.0
 
 
 # --- the index ---------------------------------------------------------------------------------------------------
