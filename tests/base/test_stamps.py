@@ -1,0 +1,91 @@
+"""Stamps: every way in which what lies there can differ is used, renewed or refused, and never silent."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from carblib.base.errors import CarbError
+from carblib.base.stamps import NAME, Stamp, compare, read_stamp, settle, write_stamp
+
+NOW = Stamp("pseudo-masks", 1, {"masker": "naclip", "classes": [["road", ["road"]], ["sky", ["sky"]]]}, {"CLIP": "c1"},
+            {"a": "1", "b": "2", "c": "3"})  # fmt: skip
+RENEW = "carb masks x.yaml --renew makes them anew"
+
+
+def made(folder, names="abc") -> None:
+    for name in names:
+        (folder / f"{name}.png").write_text(name)
+
+
+def other(**changes) -> Stamp:
+    return dataclasses.replace(NOW, **changes)
+
+
+def test_new_then_used(tmp_path) -> None:
+    assert settle(tmp_path, NOW, ["{}.png"], RENEW) == (["a", "b", "c"], "")
+    made(tmp_path, "ab")
+    assert settle(tmp_path, NOW, ["{}.png"], RENEW) == (["c"], ""), "a stop: the rest is made"
+    made(tmp_path)
+    assert settle(tmp_path, NOW, ["{}.png"], RENEW) == ([], "")
+    assert read_stamp(tmp_path / NAME) == NOW
+
+
+def test_just_what_changed_is_renewed(tmp_path) -> None:
+    settle(tmp_path, NOW, ["{}.png", "colour/{}.png"], RENEW)
+    (tmp_path / "colour").mkdir()
+    made(tmp_path), made(tmp_path / "colour")
+    now = other(items={"a": "1", "b": "9", "d": "4"})
+    todo, said = settle(tmp_path, now, ["{}.png", "colour/{}.png"], RENEW)
+    assert todo == ["b", "d"] and said.endswith("1 image changed, 1 image added, 1 image removed")
+    assert sorted(path.name for path in tmp_path.rglob("*.png")) == ["a.png", "a.png"]
+    made(tmp_path, "bd")
+    assert settle(tmp_path, now, ["{}.png"], RENEW) == ([], "")
+
+
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [
+        (other(settings={**NOW.settings, "masker": "sclip"}), 'masker "naclip" → "sclip"'),
+        (other(settings={**NOW.settings, "classes": NOW.settings["classes"][::-1]}), "classes "),
+        (other(settings={**NOW.settings, "gate": "none"}), 'gate null → "none"'),
+        (other(upstream={"CLIP": "c2"}), "other CLIP"),
+        (other(version=2), "older carblib"),
+    ],
+)
+def test_what_was_made_otherwise_is_refused_and_left_alone(tmp_path, now, said) -> None:
+    settle(tmp_path, NOW, ["{}.png"], RENEW)
+    made(tmp_path)
+    with pytest.raises(CarbError) as error:
+        settle(tmp_path, now, ["{}.png"], RENEW)
+    assert said in str(error.value) and str(error.value).endswith(RENEW)
+    assert len([*tmp_path.glob("*.png")]) == 3 and read_stamp(tmp_path / NAME) == NOW
+
+
+def test_files_that_nobody_vouches_for_are_refused(tmp_path) -> None:
+    made(tmp_path)
+    with pytest.raises(CarbError, match="no stamp.json"):
+        settle(tmp_path, NOW, ["{}.png"], RENEW)
+    assert len([*tmp_path.glob("*.png")]) == 3
+
+
+def test_a_damaged_stamp_is_never_believed(tmp_path) -> None:
+    write_stamp(tmp_path / NAME, NOW)
+    whole = (tmp_path / NAME).read_bytes()
+    assert read_stamp(tmp_path / NAME) == NOW
+    for place in range(0, len(whole), 7):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1
+        (tmp_path / NAME).write_bytes(flipped)
+        try:
+            found = read_stamp(tmp_path / NAME)
+        except CarbError as error:
+            assert "damaged" in str(error)
+        else:
+            assert found == NOW, "white space alone"
+
+
+def test_order_of_images_does_not_matter_but_order_of_classes_does() -> None:
+    assert compare(NOW, other(items=dict(reversed(NOW.items.items())))).none
+    assert not compare(NOW, other(settings={**NOW.settings, "classes": NOW.settings["classes"][::-1]})).none
