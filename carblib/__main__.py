@@ -20,6 +20,7 @@ from carblib.run.command_line import (
     PATH,
     Commands,
     example,
+    renew_option,
     run_and_exit,
     split_option,
     takes_data,
@@ -133,7 +134,8 @@ def analyse(params: Params, split_name: str | None) -> None:
 @split_option("the train split")
 @click.option("--from-npy", type=PATH, help="The official code's pickled labels of this split.")
 @click.option("--blank", is_flag=True, help="Write 0 for every image and class, to be filled in.")
-def labels(params: Params, split_name: str | None, from_npy: Path | None, blank: bool) -> None:
+@click.option("--add", is_flag=True, help="Append the images that your file lacks; its lines stay as they are.")
+def labels(params: Params, split_name: str | None, from_npy: Path | None, blank: bool, add: bool) -> None:
     """Image-level labels of a split, as CSV.
 
     Derived from its masks, or converted from the official .npy, or blank.
@@ -141,19 +143,23 @@ def labels(params: Params, split_name: str | None, from_npy: Path | None, blank:
     from carblib.data import labels as image_labels
     from carblib.data.readers import open_split
 
-    if blank and from_npy:
-        raise CarbError("--blank, --from-npy: give one of the two")
+    if blank + bool(from_npy) + add > 1:
+        raise CarbError("--blank, --from-npy, --add: give one of them")
     split = open_split(params, split_name or params.train_split)
     if blank:
         path = image_labels.write_given(params, split, image_labels.blank_labels(split))
         print(f"{path}: {len(split)} images; write 1 for each class an image holds")
         return
-    if from_npy:
+    if add:
+        path, count = image_labels.add_labels(params, split)
+        print(f"{path}: {count} images added")
+    elif from_npy:
         converted = image_labels.convert_official(from_npy, split.class_set, split.names)
         path = image_labels.write_given(params, split, converted)
     else:
         path = image_labels.ensure_labels(params, split)
     rows = image_labels.read_labels(path, split.class_set, split.names)
+    image_labels.note_unlabelled(rows, split.names)
     print(f"{path}: {len(rows)} images, on average {rows.sum(1).mean():.1f} of {rows.shape[1]} classes")
 
 
@@ -165,7 +171,8 @@ def labels(params: Params, split_name: str | None, from_npy: Path | None, blank:
 @click.option("--crf", is_flag=True, help="Refine the masks by a dense CRF (as crf: true).")
 @click.option("--local", is_flag=True, help="Masks put together from local views, to be looked at.")
 @click.option("--processes", type=int, default=1, show_default=True, help="Processes that share the work.")
-def masks(params: Params, split_name: str | None, crf: bool, local: bool, processes: int) -> None:
+@renew_option
+def masks(params: Params, split_name: str | None, crf: bool, local: bool, processes: int, renew: bool) -> None:
     """CLIP's pseudo-masks of a split, on disk.
 
     Goes on where it was stopped. `carb train` makes those it needs by itself.
@@ -175,7 +182,7 @@ def masks(params: Params, split_name: str | None, crf: bool, local: bool, proces
     if crf and local:
         raise CarbError("--crf, --local: masks from local views are for looking at, not refined; give one of the two")
     trained_from = params.updated(path="single", crf=crf or params.crf)
-    print(export_masks(trained_from, split_name or params.train_split, processes, local))
+    print(export_masks(trained_from, split_name or params.train_split, processes, local, renew))
     if trained_from != params and not local:
         print(f"a training reads them with: {trained_from.command('train')}")
 
@@ -215,7 +222,8 @@ def quality(params: Params, split_name: str | None, images: int) -> None:
     metavar="NAME ...",
     help=f"One or several of {', '.join(TRAINED)}; default: paper.",
 )
-def train(params: Params, variants: Sequence[str]) -> None:
+@renew_option
+def train(params: Params, variants: Sequence[str], renew: bool) -> None:
     """Train one or several variants of a run.
 
     Makes the pseudo-masks the trainings read, if there are none yet. Resumes where it was stopped; Ctrl-C saves first.
@@ -224,7 +232,7 @@ def train(params: Params, variants: Sequence[str]) -> None:
     from carblib.training.loop import train_variants
 
     ensure_masks(params, variants)
-    folders = train_variants(params, variants)
+    folders = train_variants(params, variants, renew)
     if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) == 0:
         print(f"trained networks and logs: {', '.join(map(str, folders))}")
 

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from carblib.base.contents import Contents
 from carblib.base.errors import CarbError, nearest
 from carblib.base.files import load_torch, sha256
 from carblib.params import resolve
@@ -60,6 +61,17 @@ def read_clip(name: str, folder: str = "") -> ClipWeights:
         return _read_open_clip(name)
     path, fingerprint = _find(name, folder)
     return ClipWeights(build_clip(_read_state(path, fingerprint), str(path)), fingerprint)
+
+
+def clip_digest(name: str, folder: str, contents: Contents) -> str:
+    """Return what tells a CLIP's weights from others without loading them: a digest, or what its name vouches for.
+
+    OpenAI's weights are verified when they are loaded, open_clip's are known by their tag alone.
+    """
+    if name.startswith(_OPEN_CLIP) or name in clip.clip._MODELS:
+        return name
+    path = SMALL_CLIP if name == "small" else resolve(name)
+    return contents.digest(path if path.is_file() else _find(name, folder)[0])
 
 
 def build_clip(state: dict[str, Tensor], source: str) -> nn.Module:

@@ -100,19 +100,17 @@ class Params(BaseModel):
 
     # Data
     run: str = key("cityscapes", "results", "name of the run: results in runs/<run>, figures in figures/<run>")
-    dataset: Literal["scenes", "camvid", "cityscapes", "wilddash2", "folder"] = key(
-        "cityscapes", "labels masks inference", "reader"
-    )
-    root: str = key("data/cityscapes", "labels masks inference", "the dataset's folder; ~ and $VARIABLE are expanded")
+    dataset: Literal["scenes", "camvid", "cityscapes", "wilddash2", "folder"] = key("cityscapes", "results", "reader")
+    root: str = key("data/cityscapes", "results", "the dataset's folder; ~ and $VARIABLE are expanded")
     classes: str | list[Any] = key("cityscapes", "labels masks", "class set, or a list of {name, words, colour, small}")
     train_split: str = key("train", "training", "split whose images and image-level labels are learnt from")
     val_split: str = key("val", "results", "split for choices and for curves over training")
     test_split: str = key("test", "results", "split the results are measured on")
-    scenes_train: int = key(200, "training", "rendered scenes in the train split", ge=1)
+    scenes_train: int = key(200, "results", "rendered scenes in the train split", ge=1)
     scenes_val: int = key(40, "results", "rendered scenes in the val split", ge=1)
     scenes_test: int = key(120, "results", "rendered scenes in the test split", ge=1)
-    scenes_seed: int = key(0, "labels", "seed of the rendered scenes", ge=0)
-    labels: str = key("", "training", 'CSV of image-level labels; "" = runs/<run>/labels/<split>.csv')
+    scenes_seed: int = key(0, "results", "seed of the rendered scenes", ge=0)
+    labels: str = key("", "results", 'CSV of image-level labels; "" = runs/<run>/labels/<split>.csv')
 
     # Images (METHOD.md, 6)
     image_size: Size = key((1024, 2048), "masks inference", "base size an image is resized to before anything else")
@@ -123,7 +121,7 @@ class Params(BaseModel):
 
     # CLIP masker
     clip: str = key("ViT-B/16", "masks", 'an OpenAI name, "small", a file, or "open_clip:<architecture>/<tag>"')
-    clip_folder: str = key("", "training", 'folder of CLIP weights; "" = ~/.cache/clip')
+    clip_folder: str = key("", "nothing", 'folder of CLIP weights; "" = ~/.cache/clip')
     masker: Masker = key("value_path", "masks", "what is done in CLIP's last block; value_path is the paper's")
     gate: Literal["labels", "official", "none"] = key("labels", "masks", "how image-level labels gate classes")
     clip_pixels: Literal["clean", "official"] = key("clean", "masks", "official = distorted, ImageNet mean/std")
@@ -136,7 +134,7 @@ class Params(BaseModel):
 
     # Pseudo-masks of the global view: dual path = by CLIP in every step, single path = read from disk
     path: Literal["dual", "single"] = key("dual", "training", "global pseudo-masks online or from disk")
-    pseudo_masks: str = key("", "training", 'folder of pseudo-masks; "" = runs/<run>/pseudo_masks/<split>')
+    pseudo_masks: str = key("", "results", 'folder of pseudo-masks; "" = runs/<run>/pseudo_masks/<split>')
     crf: bool = key(False, "training", "dense CRF on the pseudo-masks on disk (single path)")
 
     # Global-local views

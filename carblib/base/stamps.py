@@ -1,8 +1,8 @@
 """Stamps: what an artefact was made from, written beside it, so that nothing stale is ever taken for fresh.
 
 A stamp holds the settings that affect the artefact (in their order: classes in another order are other classes),
-digests of what it was made from as a whole (CLIP's weights, a file of labels), and one digest per image of all that was
-read of it. A stage says what it would make now; `compare` tells what differs from what lies there. Then the rules are three:
+digests of what it was made from as a whole (CLIP's weights), and one digest per image of all that was read of it. A
+stage says what it would make now; `compare` tells what differs from what lies there. There are three rules:
 
 1. Nothing differs: used. 2. Images were changed, added or removed: just theirs is made anew, and a line says so.
 3. Settings, weights or the format differ: refused in one line, which says what (old → new) and the command to renew.
@@ -59,9 +59,10 @@ class Changes:
         return not (self.made_otherwise or self.changed or self.added or self.removed)
 
     def __str__(self) -> str:
+        if self.made_otherwise:
+            return ", ".join(self.made_otherwise)
         counts = {"changed": self.changed, "added": self.added, "removed": self.removed}
-        images = [f"{len(names)} image{'s' * (len(names) > 1)} {what}" for what, names in counts.items() if names]
-        return ", ".join([*self.made_otherwise, *images])
+        return ", ".join(f"{len(names)} image{'s' * (len(names) > 1)} {what}" for what, names in counts.items() if names)
 
 
 def compare(before: Stamp, now: Stamp) -> Changes:
@@ -103,30 +104,35 @@ def read_stamp(path: Path) -> Stamp | None:
     return stamp
 
 
-def settle(folder: Path, now: Stamp, outputs: Sequence[str], renew: str) -> tuple[list[str], str]:
-    """Make a folder of one artefact per image ready for what would be made now; return (names to make, a word to say).
+def settle(folder: Path, now: Stamp, renew: str = "", needed: Sequence[str] = ("{}.png",)) -> list[str]:
+    """Make a folder of files per image ready for what would be made now; return the names of the images to make.
 
-    outputs: patterns of an image's files in the folder, as in "{}.png". What was made from an image that changed or is
-    gone is deleted, since it can be made again; the stamp is written after that, so that a stop loses nothing.
-    renew: the command that makes all anew. Raises CarbError where all of it was made otherwise, and where files lie
-    there that no stamp speaks of.
+    renew: the command that makes all anew, told where all was made otherwise; "" = that is done without asking, since
+    it is cheap or was asked for. needed: an image's files, as in "colour/{}.png". What was made from an image that
+    changed or is gone is deleted, since it can be made again, and a line says so; the stamp is written after that, so
+    that a stop loses nothing. Raises CarbError where all of it was made otherwise, and where masks lie there that no
+    stamp speaks of.
     """
     before = read_stamp(folder / NAME)
-    if before is None:
-        if next((path for path in folder.rglob("*.png")), None):
-            raise CarbError(f"{folder}: holds files but no {NAME} that says what they are; move them, or {renew}")
-        write_stamp(folder / NAME, now)
-        return [*now.items], ""
-    changes = compare(before, now)
+    if before is None and next(folder.rglob("*.png"), None):
+        raise CarbError(f"{folder}: holds masks, but no {NAME} says what of; move them away, or choose another folder")
+    changes = compare(before, now) if before else Changes((), (), (), ())
+    stale = [*changes.changed, *changes.removed]
     if changes.made_otherwise:
-        raise CarbError(f"{folder}: {now.kind} made otherwise: {'; '.join(changes.made_otherwise)}; {renew}")
-    for name in (*changes.changed, *changes.removed):
-        for pattern in outputs:
-            (folder / pattern.format(name)).unlink(missing_ok=True)
-    if not changes.none:
+        if renew:
+            raise CarbError(
+                f"{folder}: {now.kind} made otherwise: {'; '.join(changes.made_otherwise)}; "
+                f"to make them anew: {renew} --renew; to keep them, choose another 'run' name"
+            )
+        stale = [*before.items]
+    for name in stale:
+        for path in (folder / f"{name}.png", folder / "colour" / f"{name}.png", folder / "overlay" / f"{name}.png"):
+            path.unlink(missing_ok=True)
+    if before is None or not changes.none:
         write_stamp(folder / NAME, now)
-    todo = [name for name in now.items if any(not (folder / pattern.format(name)).is_file() for pattern in outputs)]
-    return todo, f"{folder}: {changes}" if changes.changed or changes.added or changes.removed else ""
+    if before and not changes.none:
+        print(f"{folder}: {changes}; made anew: {'all' if changes.made_otherwise else 'theirs alone'}")
+    return [name for name in now.items if any(not (folder / pattern.format(name)).is_file() for pattern in needed)]
 
 
 def joined(parts: Mapping[str, str] | Sequence[str]) -> str:

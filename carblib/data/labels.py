@@ -8,40 +8,51 @@ file with 0 everywhere, to be filled in), or converted from the official code's 
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from carblib.base.contents import digest_of
 from carblib.base.errors import CarbError, nearest
-from carblib.base.files import read_json, write_csv, write_json
+from carblib.base.files import write_csv, write_text
 from carblib.base.progress import bar_options
+from carblib.base.stamps import Changes, compare, read_stamp, write_stamp
 from carblib.classes import ClassSet
 from carblib.data.npy_labels import read_npy_labels
 from carblib.data.readers import IMAGE_SUFFIXES, Split
+from carblib.data.sources import label_stamp
 from carblib.params import Params, resolve
 
-# What derived labels depend on; kept beside them, so that labels of other masks are not taken for these.
+
+def labels_of(mask: np.ndarray, classes: int) -> np.ndarray:
+    """Return which of the classes are in a mask (H, W) of train ids: bool (C,)."""
+    return np.bincount(mask.ravel(), minlength=256)[:classes] > 0
 
 
-def labels_of(mask: np.ndarray, classes: int, min_pixels: int = 1) -> np.ndarray:
-    """Return which of the classes cover at least `min_pixels` of a mask (H, W) of train ids: bool (C,)."""
-    return np.bincount(mask.ravel(), minlength=256)[:classes] >= min_pixels
+def derive_labels(split: Split, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """Read the masks of a split, or of some of its images, and return their image-level labels, name → bool (C,).
 
-
-def derive_labels(split: Split, min_pixels: int = 1) -> dict[str, np.ndarray]:
-    """Read all masks of a split and return its image-level labels, name → bool (C,).
-
-    Raises CarbError for a missing or bad mask, and for one that holds no class at all.
+    A mask that is void throughout gives an image without any class. Raises CarbError for a missing or bad mask.
     """
-    labels = {}
-    for i in tqdm(range(len(split)), desc=f"{split.name} labels", **bar_options()):
-        found = labels_of(split.mask(i), len(split.class_set), min_pixels)
-        if not found.any():
-            raise CarbError(f"{split.image_path(i)}: its mask holds no class; remove the image or write labels by hand")
-        labels[split.names[i]] = found
+    chosen, labels = range(len(split)), {}
+    if names is not None:
+        wanted = {*names}
+        chosen = [i for i, name in enumerate(split.names) if name in wanted]
+    for i in tqdm(chosen, desc=f"{split.name} labels", **bar_options()):
+        labels[split.names[i]] = labels_of(split.mask(i), len(split.class_set))
     return labels
+
+
+def note_unlabelled(labels: np.ndarray, names: Sequence[str]) -> None:
+    """Say, in one line, which images hold no class by their labels: they teach nothing, and may stay."""
+    bare = [name for name, row in zip(names, labels, strict=True) if not row.any()]
+    if bare:
+        some = ", ".join(bare[:3]) + " …" * (len(bare) > 3)
+        print(f"{len(bare)} of {len(names)} images hold no class and teach nothing: {some}")
 
 
 def write_labels(path: Path, labels: Mapping[str, np.ndarray], class_set: ClassSet) -> None:
@@ -56,7 +67,7 @@ def read_labels(path: Path, class_set: ClassSet, names: Sequence[str]) -> np.nda
     """Read image-level labels in the order of `names`: bool (N, C). The columns may come in any order.
 
     Raises CarbError, naming file and line, for classes or images that are unknown, missing or given twice, for values
-    other than 0 and 1, and for an image without any class.
+    other than 0 and 1, and where no image holds any class.
     """
     rows, columns = _read_rows(Path(path), class_set)
     known, found = set(names), {}
@@ -74,14 +85,14 @@ def read_labels(path: Path, class_set: ClassSet, names: Sequence[str]) -> np.nda
         if not set(values) <= {"0", "1"}:
             bad = next(i for i, value in enumerate(values) if value not in ("0", "1"))
             raise CarbError(f"{where}: '{values[bad]}' for class '{class_set.names[bad]}'; write 0 or 1")
-        if "1" not in values:
-            raise CarbError(f"{where}: image '{name}' has no class; write 1 for each class it holds")
         found[name] = [value == "1" for value in values]
+    if found and not any(any(row) for row in found.values()):
+        raise CarbError(f"{path}: no image holds a class; write 1 for each class an image holds")
     missing = [name for name in names if name not in found]
     if missing:
         raise CarbError(
-            f"{path}: no line for image '{missing[0]}' ({len(missing)} missing); add it, or delete the file to have it "
-            "derived anew"
+            f"{path}: no line for image '{missing[0]}' ({len(missing)} missing); write it, or have carb labels … --add "
+            "append what is missing and leave the other lines alone"
         )
     return np.array([found[name] for name in names], bool).reshape(len(names), len(class_set))
 
@@ -114,31 +125,48 @@ def labels_path(params: Params, split: str) -> Path:
 
 
 def ensure_labels(params: Params, split: Split) -> Path:
-    """Return the path of a split's labels, deriving them from its masks first where there is no such file.
+    """Return the path of a split's labels; labels that we derived from masks are derived again where masks changed.
 
-    A file the user names in `labels` is never written. Raises CarbError where there are neither labels nor masks, and
-    for derived labels of another dataset.
+    A file that a person wrote, or changed after it was derived, is never touched: `labels` names it, or it is not the
+    one that the note beside it speaks of. Raises CarbError where there are neither labels nor masks.
     """
     path = labels_path(params, split.name)
     if params.labels and split.name == params.train_split:
         if not path.is_file():
             raise CarbError(f"{path}: no such file, but `labels` names it; write it, or set labels: '' to derive it")
         return path
-    source = params.that_affect("labels")
     note = path.with_suffix(".json")
-    if path.is_file():
-        if note.is_file() and read_json(note) != source:
-            raise CarbError(f"{path}: derived from other masks than those of {params.root}; delete it")
+    before = read_stamp(note) if path.is_file() else None
+    if path.is_file() and (before is None or before.upstream["csv"] != digest_of(path.read_bytes())):
         return path
     if not split.has_masks:
+        if path.is_file():
+            return path
         raise CarbError(
             f"{path}: no image-level labels, and split '{split.name}' has no masks to derive them from; "
             f"{params.command('labels', '--split', split.name, '--blank')} writes the file with 0 everywhere, "
             f"fill in 1 for each class an image holds; or set gate: none; for masks {split.mask_note}"
         )
-    write_json(note, source)
-    write_labels(path, derive_labels(split), split.class_set)
+    now = label_stamp(params, split)
+    changes = compare(replace(before, upstream={}), now) if before else None
+    if changes is None or not changes.none:
+        known = _still_right(path, split, changes)
+        derived = derive_labels(split, [name for name in split.names if name not in known])
+        write_labels(path, known | derived, split.class_set)
+        write_stamp(note, replace(now, upstream={"csv": digest_of(path.read_bytes())}))
+        if before:
+            print(f"{path}: {changes}; derived anew")
     return path
+
+
+def _still_right(path: Path, split: Split, changes: Changes | None) -> dict[str, np.ndarray]:
+    """Return the rows of derived labels whose masks are what they were."""
+    if changes is None or changes.made_otherwise:
+        return {}
+    gone = {*changes.changed, *changes.added, *changes.removed}
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = {row["name"]: row for row in csv.DictReader(file) if row["name"] not in gone}
+    return {name: np.array([row[label] == "1" for label in split.class_set.names]) for name, row in rows.items()}
 
 
 def training_labels(params: Params, split: Split) -> np.ndarray:
@@ -198,6 +226,27 @@ def _official_row(path: Path, name: str, row: np.ndarray, class_set: ClassSet) -
     if not np.isin(row, (0, 1)).all() or not row.any():
         raise CarbError(f"{path}: labels of image '{name}' are not 0 and 1 with at least one 1; not a file of labels")
     return row.astype(bool)
+
+
+def add_labels(params: Params, split: Split) -> tuple[Path, int]:
+    """Append the images that a file of labels lacks, derived from masks where there are any, else 0 everywhere.
+
+    Lines that are there stay as they are. Returns the path and how many were added. Raises CarbError where there is no
+    such file, or it is not readable as labels of these classes.
+    """
+    path = labels_path(params, split.name)
+    rows, columns = _read_rows(path, split.class_set)
+    known = {row[columns["name"]] for row in rows[1:]}
+    lacking = [name for name in split.names if name not in known]
+    added = derive_labels(split, lacking) if split.has_masks else blank_labels(split)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    for name in lacking:
+        values = {"name": name, **dict(zip(split.class_set.names, map(int, added[name]), strict=True))}
+        writer.writerow([values[column.strip()] for column in rows[0]])
+    before = path.read_text("utf-8")
+    write_text(path, before + ("" if before.endswith("\n") else "\n") + text.getvalue())
+    return path, len(lacking)
 
 
 def blank_labels(split: Split) -> dict[str, np.ndarray]:

@@ -1,15 +1,12 @@
-"""Folders of masks, `<folder>/<name>.png` of train ids, that say how they were made and are made once.
+"""Folders of masks, `<folder>/<name>.png` of train ids: where they lie, written whole, read and checked.
 
-`settings.json` in the folder holds what the masks depend on. A run that stops leaves whole masks only, and the next one
-with the same settings makes the rest; one with other settings is refused, so that a folder never mixes two kinds.
+What a folder's masks were made from stands in its `stamp.json` (`carblib.base.stamps`, `carblib.data.sources`).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -39,29 +36,6 @@ def are_given(params: Params, split: str) -> bool:
 def mask_path(folder: Path, name: str) -> Path:
     """Return the path of an image's mask in a folder of masks."""
     return Path(folder) / f"{name}.png"
-
-
-def claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Make a folder ready for masks of these settings (plain Python types), new or begun before.
-
-    Raises CarbError where it holds masks made with other settings, or masks without settings.
-    """
-    settings = json.loads(json.dumps(settings))  # as they will be read back: tuples become lists
-    path = Path(folder) / "settings.json"
-    if path.is_file():
-        before = files.read_json(path)
-        changed = sorted(key for key in settings.keys() | before.keys() if settings.get(key) != before.get(key))
-        if changed:
-            raise CarbError(
-                f"{folder}: holds masks made with other values of {', '.join(changed)}; "
-                "delete it or choose another folder"
-            )
-    elif Path(folder).is_dir() and next(Path(folder).rglob("*.png"), None):
-        raise CarbError(
-            f"{folder}: holds masks but no settings.json to continue from; delete it or choose another folder"
-        )
-    else:
-        files.write_json(path, settings)
 
 
 def missing(folder: Path, names: Sequence[str]) -> list[int]:

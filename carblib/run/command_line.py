@@ -100,6 +100,9 @@ def takes_data(body: Body) -> Body:
     return takes_params(command)
 
 
+renew_option = click.option("--renew", is_flag=True, help="Make anew what was made of other parameters or weights.")
+
+
 def split_option(default: str) -> Callable[[Body], Body]:
     """Give a command the option --split; None stands for the parameters' `default` split."""
     return click.option("--split", "split_name", metavar="NAME", help=f"Split of the data set; default: {default}.")

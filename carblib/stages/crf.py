@@ -16,13 +16,14 @@ from types import ModuleType
 import numpy as np
 from tqdm import tqdm
 
-from carblib.base import files
 from carblib.base.errors import CarbError
 from carblib.base.processes import deal, in_processes
 from carblib.base.progress import bar_options
+from carblib.base.stamps import settle
 from carblib.classes import IGNORE
-from carblib.data.mask_folders import claim, missing, read_mask, write_mask
+from carblib.data.mask_folders import read_mask, write_mask
 from carblib.data.readers import Split, open_split
+from carblib.data.sources import refined_stamp
 from carblib.params import Params
 from carblib.transforms import load_sized
 
@@ -86,18 +87,24 @@ def unary(mask: np.ndarray, present: np.ndarray, classes: int, gt_prob: float) -
     return np.ascontiguousarray(-np.log(chance), dtype=np.float32)
 
 
-def refine_folder(source: Path, folder: Path, split: Split, params: Params, processes: int = 1) -> Path:
+def refine_folder(
+    source: Path,
+    folder: Path,
+    split: Split,
+    labels: np.ndarray,
+    params: Params,
+    processes: int = 1,
+    renew: bool = False,
+) -> Path:
     """Refine the masks of `source` (`<name>.png`, each at its own size) that `folder` lacks; returns `folder`.
 
-    Resumable: `folder` remembers these settings and those of `source`. Raises CarbError for a mask that is missing, for
-    a folder of other settings, and where pydensecrf isn't installed.
+    labels: (N, C) bool, in the split's order. Raises CarbError for a mask that is missing, for a folder of masks made
+    otherwise unless `renew` says to make them anew, and where pydensecrf isn't installed.
     """
     load_densecrf()  # asked here once, so that its absence is not told by every process
-    made = source / "settings.json"
-    masks = files.read_json(made) if made.is_file() else {"folder": str(source)}
-    crf = SETTINGS | {"classes": len(split.class_set)}
-    claim(folder, {"crf": crf, "masks": masks, "split": split.name})
-    todo = missing(folder, split.names)
+    now = refined_stamp(params, split, labels, SETTINGS | {"classes": len(split.class_set)})
+    names = settle(folder, now, "" if renew else params.command("masks", "--split", split.name, "--crf"))
+    todo = [split.names.index(name) for name in names]
     if todo:
         in_processes(_refine_share, deal(todo, processes), source, folder, split.name, params)
     return folder

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -17,10 +16,12 @@ from carblib.base import files
 from carblib.base.device import torch_device
 from carblib.base.errors import CarbError
 from carblib.base.progress import bar_options
+from carblib.base.stamps import settle
 from carblib.classes import CITYSCAPES, IGNORE, ClassSet
 from carblib.data.label_maps import cityscapes_label_ids, colour_mask
-from carblib.data.mask_folders import claim, missing, read_mask, write_mask
+from carblib.data.mask_folders import read_mask, write_mask
 from carblib.data.readers import Split, open_pictures
+from carblib.data.sources import contents, prediction_stamp
 from carblib.infer import predict_mask
 from carblib.params import Params
 from carblib.training.state import load_trained
@@ -34,7 +35,11 @@ def prediction_folder(params: Params, variant: str, split: str) -> Path:
 
 
 def predict_checkpoint(
-    checkpoint: Path, split: Split, params: Params, folder: Path | None = None, pictures: bool = True
+    checkpoint: Path,
+    split: Split,
+    params: Params,
+    folder: Path | None = None,
+    pictures: bool = True,
 ) -> Path:
     """Predict every image of a split with a trained network (`final.pt` or `checkpoint.pt`) and return the folder.
 
@@ -48,24 +53,32 @@ def predict_checkpoint(
             f"{checkpoint}: its network knows the classes of {trained.class_set.name}, not of {split.class_set.name}; "
             "set `classes` to those it was trained with"
         )
+    if trained.image_size != params.image_size:
+        print(f"{checkpoint}: learnt at image_size {[*trained.image_size]}, predicts at {[*params.image_size]}")
     folder = folder or prediction_folder(params, checkpoint.parent.name, split.name)
-    settings = {"weights": files.sha256(checkpoint)}
-    return predict_split(network.to(torch_device(params.device)), split, params, folder, settings, pictures)
+    weights = contents(params).digest(checkpoint)
+    return predict_split(network.to(torch_device(params.device)), split, params, folder, weights, pictures)
 
 
 def predict_split(
-    network: nn.Module, split: Split, params: Params, folder: Path, settings: dict[str, Any], pictures: bool = True
+    network: nn.Module,
+    split: Split,
+    params: Params,
+    folder: Path,
+    weights: str,
+    pictures: bool = True,
 ) -> Path:
     """Predict the images of a split that `folder` lacks, at their own size, and return the folder.
 
     Writes `<name>.png` (train ids with palette) and, with `pictures`, `colour/<name>.png` and `overlay/<name>.png`.
-    `settings` (plain Python types) tell this network from others: a folder begun with other settings, or for the
-    images of another `root`, is refused.
+    `weights`: a digest that tells this network from others. Predictions of another network or made otherwise are made
+    anew, and a line says so. Raises CarbError for a folder that holds masks of anyone else.
     """
-    # With the root as it was given, not resolved: a project that moved goes on with its predictions.
-    claim(folder, settings | params.that_affect("inference") | {"split": split.name})
-    for i in tqdm(missing(folder, split.names), desc=f"predict {split.name}", unit="image", **bar_options()):
-        image, name = split.image(i), split.names[i]
+    needed = ["{}.png", "colour/{}.png", "overlay/{}.png"] if pictures else ["{}.png"]
+    now = prediction_stamp(params, split, weights)
+    names = settle(folder, now, needed=needed)
+    for name in tqdm(names, desc=f"predict {split.name}", unit="image", **bar_options()):
+        image = split.image(split.names.index(name))
         mask = predict_mask(network, image, params)
         if pictures:
             files.write_image(folder / "colour" / f"{name}.png", colour_mask(mask, split.class_set))

@@ -9,21 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from carblib.base import files
 from carblib.base.device import torch_device
 from carblib.base.errors import CarbError
 from carblib.base.processes import deal, in_processes
 from carblib.base.progress import bar_options
-from carblib.data.labels import ensure_labels, training_labels
-from carblib.data.mask_folders import are_given, claim, missing, pseudo_mask_folder, write_mask
-from carblib.data.readers import Split, note_stretching, open_split
+from carblib.base.stamps import settle
+from carblib.data.labels import training_labels
+from carblib.data.mask_folders import are_given, pseudo_mask_folder, write_mask
+from carblib.data.readers import note_stretching, open_split
+from carblib.data.sources import mask_stamp
 from carblib.masker import Masker, build_masker
 from carblib.params import Params
 from carblib.stages.crf import refine_folder
@@ -34,55 +34,40 @@ from carblib.views import LocalView, local_pseudo_mask
 BATCH = 4  # images, and tiles of local views, that CLIP sees at once
 
 
-def export_masks(params: Params, split_name: str, processes: int = 1, local: bool = False) -> Path:
-    """Write the pseudo-masks of a split that are not there yet and return their folder (`pseudo_mask_folder`).
+def export_masks(params: Params, split_name: str, processes: int = 1, local: bool = False, renew: bool = False) -> Path:
+    """Make the pseudo-masks of a split that are not there, or not of what is there now; return their folder.
 
-    One index PNG `<name>.png` (H, W) = `params.image_size` per image, `settings.json` beside them. `local`: masks
-    put together from local views (`tiled_local_masks`), at the middle of the training's zoom range. With several
-    processes each loads CLIP by itself; the masks are the same. With `params.crf` the masks are refined afterwards and
-    the folder of the refined ones is returned. Masks that `params.pseudo_masks` names are not made, only refined if
-    asked for. Raises CarbError where the folder holds masks of other settings.
+    One index PNG `<name>.png` (H, W) = `params.image_size` per image. `local`: masks put together from local views
+    (`tiled_local_masks`), at the middle of the training's zoom range. With several processes each loads CLIP by itself;
+    the masks are the same. With `params.crf` the masks are refined afterwards and the folder of the refined ones is
+    returned. Masks that `params.pseudo_masks` names are not made, only refined if asked for. Raises CarbError where the
+    folder holds masks made otherwise, unless `renew` says to make them anew.
     """
     plain, split = params.updated(crf=False), open_split(params, split_name)
-    if are_given(params, split_name) and not local:
-        folder = pseudo_mask_folder(plain, split_name)
-        return _refined(folder, params, split, processes) if params.crf else folder
     labels = training_labels(params, split)  # made once, before processes start
     folder = pseudo_mask_folder(plain, split_name, local)
-    claim(folder, mask_settings(plain, split, build_masker(params), local))
-    todo = missing(folder, split.names)
-    if todo:
-        note_stretching(split.image(todo[0]), params.image_size)
-        in_processes(_export_share, deal(todo, processes), plain, split_name, labels, folder, local)
-    return _refined(folder, params, split, processes) if params.crf and not local else folder
-
-
-def _refined(folder: Path, params: Params, split: Split, processes: int) -> Path:
-    return refine_folder(folder, pseudo_mask_folder(params, split.name), split, params, processes)
+    command = "" if renew else params.command("masks", "--split", split_name, *["--local"] * local)
+    if local or not are_given(params, split_name):
+        names = settle(folder, mask_stamp(plain, split, labels, local), command)
+        todo = [split.names.index(name) for name in names]
+        if todo:
+            note_stretching(split.image(todo[0]), params.image_size)
+            in_processes(_export_share, deal(todo, processes), plain, split_name, labels, folder, local)
+    if not params.crf or local:
+        return folder
+    return refine_folder(folder, pseudo_mask_folder(params, split_name), split, labels, params, processes, renew)
 
 
 def ensure_masks(params: Params, variants: Sequence[str] = ()) -> None:
     """Make what is missing of the pseudo-masks a run's trainings read from disk, refined if `crf` says so.
 
     Nothing is made on the dual path, of masks of the user's own (`pseudo_masks`), nor if all of `variants`, where they
-    are given, are finished or learn from true masks. Raises CarbError where there are masks of other settings.
+    are given, are finished or learn from true masks. Raises CarbError where there are masks made otherwise.
     """
     learners = [(params.run_dir / "train" / name, params.variant(name)) for name in variants]
     waiting = [own for folder, own in learners if own.supervision == "clip" and not is_done(folder, own)]
     if params.path == "single" and (waiting or not variants):
         export_masks(params, params.train_split)
-
-
-def mask_settings(params: Params, split: Split, masker: Masker, local: bool) -> dict[str, Any]:
-    """Return what the pseudo-masks of a split depend on, in plain Python types."""
-    settings = params.that_affect("masks") | {"clip_weights": masker.clip.fingerprint, "split": split.name}
-    names, words = split.class_set.names, split.class_set.words
-    settings["classes"] = {name: list(own) for name, own in zip(names, words, strict=True)}
-    if params.gate != "none":
-        settings["labels"] = files.sha256(ensure_labels(params, split))
-    if local:
-        settings |= {"patch": params.patch, "patch_scale": middle_scale(params)}
-    return settings
 
 
 def middle_scale(params: Params) -> float:

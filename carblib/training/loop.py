@@ -23,9 +23,10 @@ from carblib.base.device import torch_device
 from carblib.base.errors import CarbError, Interrupted
 from carblib.base.interrupts import held_back
 from carblib.base.progress import bar_options
+from carblib.base.stamps import NAME, read_stamp, write_stamp
 from carblib.data.batches import train_loader
 from carblib.data.feature_cache import FeatureCache
-from carblib.data.labels import ensure_labels, training_labels
+from carblib.data.labels import ensure_labels, note_unlabelled, training_labels
 from carblib.data.readers import note_stretching, open_split
 from carblib.masker import Masker, build_masker
 from carblib.network import build_network, load_weights
@@ -33,7 +34,7 @@ from carblib.params import Params
 from carblib.step import Batch, Training, build, learning_rate, step
 from carblib.training.log import TrainingLog, append_rows, check_tensorboard
 from carblib.training.monitor import Monitor, watched_split
-from carblib.training.state import bare, dependencies, is_done, plain_state, read_checkpoint
+from carblib.training.state import bare, discard_stale, is_done, plain_state, read_checkpoint, training_stamp
 
 
 @dataclass
@@ -60,6 +61,8 @@ def train(params: Params, variant: str, shared: Shared | None = None, folder: Pa
     shared = shared or share(params)
     training = assemble(params, shared)
     resume(training, folder)
+    if training.fabric.is_global_zero and not (folder / NAME).exists():
+        write_stamp(folder / NAME, training_stamp(params))
     try:
         run(training, folder, shared.monitor)
     except KeyboardInterrupt:
@@ -70,10 +73,15 @@ def train(params: Params, variant: str, shared: Shared | None = None, folder: Pa
     return folder
 
 
-def train_variants(params: Params, variants: Sequence[str]) -> list[Path]:
-    """Train variants of a run one after the other; what they share is made once, and not at all if all are finished."""
+def train_variants(params: Params, variants: Sequence[str], renew: bool = False) -> list[Path]:
+    """Train variants of a run one after the other; what they share is made once, and not at all if all are finished.
+
+    renew: trainings of other parameters or data are deleted first, where CarbError would be raised otherwise.
+    """
     shared, folders = None, []
     for variant in variants:
+        if renew:
+            discard_stale(params.run_dir / "train" / variant, params.variant(variant))
         if shared is None and not is_done(params.run_dir / "train" / variant, params.variant(variant)):
             shared = share(params)
         folders.append(train(params, variant, shared))
@@ -141,6 +149,7 @@ def run(training: Training, folder: Path, monitor: Monitor | None) -> None:
     split = open_split(params, params.train_split)
     labels = training_labels(params, split)
     if main:
+        note_unlabelled(labels, split.names)
         note_stretching(split.image(0), params.image_size)
     loader = fabric.setup_dataloaders(
         train_loader(params, split, labels, training.iteration, fabric.global_rank, fabric.world_size),
@@ -189,7 +198,8 @@ def save_checkpoint(training: Training, folder: Path) -> None:
     if not training.fabric.is_global_zero:
         return
     state = {
-        **dependencies(training.params),
+        "stamp": read_stamp(folder / NAME).digest,
+        "params": training.params.model_dump(mode="json"),
         "iteration": training.iteration,
         "network": plain_state(training.network),
         "optimizer": training.optimizer.state_dict(),
@@ -197,7 +207,6 @@ def save_checkpoint(training: Training, folder: Path) -> None:
         "generator": torch.get_rng_state(),
         "cuda_generators": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
-    files.write_json(folder / "params.json", dependencies(training.params))
     files.save_torch(folder / "checkpoint.pt", state)
 
 
@@ -231,5 +240,5 @@ def finish(training: Training, folder: Path) -> None:
     )
     files.write_json(
         folder / "done.json",
-        dependencies(params) | {"iteration": training.iteration, "version": __version__},
+        {"stamp": read_stamp(folder / NAME).digest, "iteration": training.iteration, "version": __version__},
     )

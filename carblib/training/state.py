@@ -1,11 +1,14 @@
 """What a training leaves on disk and how it is taken up again: whose it is, whether it is whole, and finished.
 
-`params.json` and `done.json` say what a folder's weights depend on: the parameters, and the contents of the image-
-level labels and the pseudo-masks on disk. A training is continued or called finished only if all of it is the same.
+`stamp.json` says what a folder's weights are made from: parameters, weights, images, labels and masks. A training is
+continued or called finished only if all of it is the same; `done.json`, written last, says that it is whole.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,50 +16,79 @@ from torch import Tensor, nn
 
 from carblib.base import files
 from carblib.base.errors import CarbError
-from carblib.data.labels import labels_path
-from carblib.data.mask_folders import pseudo_mask_folder
+from carblib.base.stamps import NAME, Stamp, compare, joined, read_stamp
+from carblib.data.labels import training_labels
+from carblib.data.readers import open_split
+from carblib.data.sources import VERSIONS, contents, digests, mask_stamp, taught_stamp
 from carblib.network import SegmentationNetwork, build_network, load_weights
-from carblib.params import Params
+from carblib.params import Params, resolve
 
-CHECKPOINT = frozenset("params files iteration network optimizer loss generator cuda_generators".split())
+CHECKPOINT = frozenset("stamp params iteration network optimizer loss generator cuda_generators".split())
 
 
-def dependencies(params: Params) -> dict[str, Any]:
-    """Return what trained weights depend on, as plain types: `params`, and checksums of the `files` that teach.
+def training_stamp(params: Params) -> Stamp:
+    """Return what trained weights are made from: parameters, CLIP's and the backbone's weights, and what teaches.
 
-    These are the labels' CSV and, on the single path, the settings of the folder of pseudo-masks; a file that is not
-    there (results copied to another machine) is left out.
+    That is per image its content, its labels, and on the single path what its pseudo-mask is made from, for the ceiling
+    its true mask.
+    Labels that are not there yet are derived. Raises CarbError where the training images or their labels are missing.
     """
-    taught = {}
-    if params.gate != "none":
-        taught["image-level labels"] = labels_path(params, params.train_split)
-    if params.path == "single" and params.supervision == "clip":
-        taught["pseudo-masks"] = pseudo_mask_folder(params, params.train_split) / "settings.json"
-    sums = {what: files.sha256(file) for what, file in taught.items() if file.is_file()}
-    return {"params": params.that_affect("training"), "files": sums}
+    split, digest = open_split(params, params.train_split), contents(params).digest
+    labels = training_labels(params, split)
+    masks = mask_stamp(params, split, labels)
+    upstream, items = dict(masks.upstream), masks.items
+    if params.supervision == "masks":
+        truth = digests(params, split.names, split.mask_paths)
+        items = {name: joined([one, truth[name]]) for name, one in items.items()}
+    elif params.path == "single":
+        taught = taught_stamp(params, split, labels)
+        upstream["pseudo-masks"] = replace(taught, items={}).digest
+        items = {name: joined([one, taught.items[name]]) for name, one in items.items()}
+    if Path(weights := resolve(params.backbone_weights)).is_file():
+        upstream["backbone weights"] = digest(weights)
+    settings = params.that_affect("training") | {"classes": masks.settings["classes"]}
+    return Stamp("training", VERSIONS["training"], settings, upstream, items)
 
 
-def check_same(before: dict[str, Any], params: Params, folder: Path) -> None:
-    """Raise CarbError naming what differs between `dependencies` that a folder holds and those of these parameters."""
-    now, sums = dependencies(params), before.get("files", {})
-    old, new = before["params"], now["params"]
-    changed = sorted(key for key in new.keys() | old.keys() if new.get(key) != old.get(key))
-    # A file that only one side knows does not count: results may be copied without it.
-    changed += [f"the {what}" for what, digest in now["files"].items() if sums.get(what, digest) != digest]
-    if changed:
+def check_same(folder: Path, params: Params) -> Stamp | None:
+    """Return the stamp of a folder's training, None where there is none; CarbError where it is one of other things."""
+    before = read_stamp(folder / NAME)
+    if before is None:
+        if (folder / "checkpoint.pt").exists() or (folder / "final.pt").exists():
+            raise CarbError(f"{folder}: holds a training, but no {NAME} says what of; move it, or choose another 'run'")
+        return None
+    now = training_stamp(params) if params.data_root.is_dir() else replace(before, settings=_settings(params, before))
+    changes = compare(before, now)
+    if not changes.none:
+        renew = params.command("train", "--variant", folder.name, "--renew")
         raise CarbError(
-            f"{folder}: holds a run with other values of {', '.join(changed)}; "
-            f"choose another 'run' name or delete the folder"
+            f"{folder}: trained on other things: {changes}; to train anew: {renew}; or choose another 'run'"
         )
+    return before
+
+
+def _settings(params: Params, before: Stamp) -> dict[str, Any]:
+    # Results without their data, on another machine: the parameters alone can be compared.
+    return params.that_affect("training") | {"classes": before.settings.get("classes")}
+
+
+def discard_stale(folder: Path, params: Params) -> None:
+    """Delete a training of other parameters or data; one that is up to date, finished or not, stays."""
+    if int(os.environ.get("RANK", 0)):
+        return  # of several processes the first one does it
+    try:
+        check_same(folder, params)
+    except CarbError as error:
+        print(f"{error}; deleted")
+        shutil.rmtree(folder)
 
 
 def is_done(folder: Path, params: Params) -> bool:
-    """Tell whether the folder holds a finished run of these parameters; CarbError if it holds one of others."""
-    for name in ("done.json", "params.json"):
-        if (folder / name).exists():
-            check_same(files.read_json(folder / name), params, folder)
-            return name == "done.json" and (folder / "final.pt").exists()
-    return False
+    """Tell whether the folder holds a finished training of these parameters and data; CarbError if one of others."""
+    stamp = check_same(folder, params)
+    if stamp is None or not (folder / "done.json").exists() or not (folder / "final.pt").exists():
+        return False
+    return files.read_json(folder / "done.json").get("stamp") == stamp.digest
 
 
 def read_checkpoint(path: Path, params: Params) -> dict[str, Any]:
@@ -64,7 +96,9 @@ def read_checkpoint(path: Path, params: Params) -> dict[str, Any]:
     state = files.load_torch(path)
     if not isinstance(state, dict) or not state.keys() >= CHECKPOINT:
         raise CarbError(f"{path}: is no checkpoint of a training; delete it to start anew")
-    check_same(state, params, path.parent)
+    stamp = check_same(path.parent, params)
+    if stamp is None or state["stamp"] != stamp.digest:
+        raise CarbError(f"{path}: is the checkpoint of another training than {NAME} beside it; delete it to start anew")
     return state
 
 

@@ -11,7 +11,7 @@ from carblib.base.stamps import NAME, Stamp, compare, read_stamp, settle, write_
 
 NOW = Stamp("pseudo-masks", 1, {"masker": "naclip", "classes": [["road", ["road"]], ["sky", ["sky"]]]}, {"CLIP": "c1"},
             {"a": "1", "b": "2", "c": "3"})  # fmt: skip
-RENEW = "carb masks x.yaml --renew makes them anew"
+RENEW = "carb masks x.yaml"
 
 
 def made(folder, names="abc") -> None:
@@ -24,24 +24,34 @@ def other(**changes) -> Stamp:
 
 
 def test_new_then_used(tmp_path) -> None:
-    assert settle(tmp_path, NOW, ["{}.png"], RENEW) == (["a", "b", "c"], "")
+    assert settle(tmp_path, NOW, RENEW) == ["a", "b", "c"]
     made(tmp_path, "ab")
-    assert settle(tmp_path, NOW, ["{}.png"], RENEW) == (["c"], ""), "a stop: the rest is made"
+    assert settle(tmp_path, NOW, RENEW) == ["c"], "a stop: the rest is made"
     made(tmp_path)
-    assert settle(tmp_path, NOW, ["{}.png"], RENEW) == ([], "")
+    assert settle(tmp_path, NOW, RENEW) == []
     assert read_stamp(tmp_path / NAME) == NOW
 
 
-def test_just_what_changed_is_renewed(tmp_path) -> None:
-    settle(tmp_path, NOW, ["{}.png", "colour/{}.png"], RENEW)
+def test_just_what_changed_is_renewed(tmp_path, capsys) -> None:
+    settle(tmp_path, NOW, RENEW)
     (tmp_path / "colour").mkdir()
     made(tmp_path), made(tmp_path / "colour")
     now = other(items={"a": "1", "b": "9", "d": "4"})
-    todo, said = settle(tmp_path, now, ["{}.png", "colour/{}.png"], RENEW)
-    assert todo == ["b", "d"] and said.endswith("1 image changed, 1 image added, 1 image removed")
+    assert settle(tmp_path, now, RENEW) == ["b", "d"]
+    assert "1 image changed, 1 image added, 1 image removed; made anew: theirs alone" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.rglob("*.png")) == ["a.png", "a.png"]
     made(tmp_path, "bd")
-    assert settle(tmp_path, now, ["{}.png"], RENEW) == ([], "")
+    assert settle(tmp_path, now, RENEW) == [] and not capsys.readouterr().out
+    assert settle(tmp_path, now, RENEW, ["{}.png", "colour/{}.png"]) == ["b", "d"], "their pictures were never made"
+
+
+def test_all_is_made_anew_where_it_was_asked_for(tmp_path, capsys) -> None:
+    settle(tmp_path, NOW, RENEW)
+    made(tmp_path)
+    (tmp_path / "mine.txt").write_text("a person's")
+    now = other(settings={"masker": "sclip"})
+    assert settle(tmp_path, now) == ["a", "b", "c"] and "made anew: all" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir() if path.name != NAME] == ["mine.txt"]
 
 
 @pytest.mark.parametrize(
@@ -55,18 +65,18 @@ def test_just_what_changed_is_renewed(tmp_path) -> None:
     ],
 )
 def test_what_was_made_otherwise_is_refused_and_left_alone(tmp_path, now, said) -> None:
-    settle(tmp_path, NOW, ["{}.png"], RENEW)
+    settle(tmp_path, NOW, RENEW)
     made(tmp_path)
     with pytest.raises(CarbError) as error:
-        settle(tmp_path, now, ["{}.png"], RENEW)
-    assert said in str(error.value) and str(error.value).endswith(RENEW)
+        settle(tmp_path, now, RENEW)
+    assert said in str(error.value) and f"{RENEW} --renew;" in str(error.value)
     assert len([*tmp_path.glob("*.png")]) == 3 and read_stamp(tmp_path / NAME) == NOW
 
 
 def test_files_that_nobody_vouches_for_are_refused(tmp_path) -> None:
     made(tmp_path)
     with pytest.raises(CarbError, match="no stamp.json"):
-        settle(tmp_path, NOW, ["{}.png"], RENEW)
+        settle(tmp_path, NOW, RENEW)
     assert len([*tmp_path.glob("*.png")]) == 3
 
 

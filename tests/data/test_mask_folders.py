@@ -8,7 +8,7 @@ from small import small_params
 
 from carblib.base.errors import CarbError
 from carblib.classes import CAMVID
-from carblib.data.mask_folders import claim, missing, pseudo_mask_folder, read_mask, write_mask
+from carblib.data.mask_folders import missing, pseudo_mask_folder, read_mask, write_mask
 
 MASK = np.array([[0, 10, 255], [3, 3, 9]], np.uint8)
 
@@ -31,18 +31,6 @@ def test_masks_that_are_none_are_refused(tmp_path):
     for name, said in (("rgb", "index PNG"), ("deep", "index PNG"), ("cut", "truncated"), ("none", "no such mask")):
         with pytest.raises(CarbError, match=f"{name}.png: .*{said}"):
             read_mask(tmp_path, name, 11)
-
-
-def test_a_folder_holds_masks_of_one_making(tmp_path):
-    folder = tmp_path / "masks"
-    claim(folder, {"window": (4, 8), "clip": "x"})
-    write_mask(folder, "a", MASK, CAMVID)
-    claim(folder, {"clip": "x", "window": (4, 8)})
-    with pytest.raises(CarbError, match="other values of clip, scale; delete it"):
-        claim(folder, {"window": (4, 8), "clip": "y", "scale": 1})
-    (folder / "settings.json").unlink()
-    with pytest.raises(CarbError, match="no settings.json"):
-        claim(folder, {"clip": "x"})
 
 
 def test_pseudo_masks_lie_where_figures_and_training_look(tmp_path, monkeypatch):
