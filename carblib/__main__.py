@@ -129,6 +129,17 @@ def analyse(params: Params, split_name: str | None) -> None:
     print(analysis_path(params))
 
 
+@carb.command(epilog=example("carb status params/demo.yaml"))
+@takes_params
+def status(params: Params) -> None:
+    """What of a run is up to date, what is stale and why, what is missing."""
+    from carblib.stages.status import status as rows_of
+
+    for row in rows_of(params):
+        why = f": {row.why}" if row.why else ""
+        print(f"{row.what:32} {row.state}{why}" + (f"\n{'':32} → {row.command}" if row.command else ""))
+
+
 @carb.command(epilog=example("carb labels params/demo.yaml", "carb labels params/folder.yaml --blank"))
 @takes_data
 @split_option("the train split")

@@ -48,10 +48,10 @@ class Stamp:
 class Changes:
     """How what would be made now differs from what lies there: words for settings and upstream, names of images."""
 
-    made_otherwise: tuple[str, ...]
-    changed: tuple[str, ...]
-    added: tuple[str, ...]
-    removed: tuple[str, ...]
+    made_otherwise: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
 
     @property
     def none(self) -> bool:
@@ -62,7 +62,9 @@ class Changes:
         if self.made_otherwise:
             return ", ".join(self.made_otherwise)
         counts = {"changed": self.changed, "added": self.added, "removed": self.removed}
-        return ", ".join(f"{len(names)} image{'s' * (len(names) > 1)} {what}" for what, names in counts.items() if names)
+        return ", ".join(
+            f"{len(names)} image{'s' * (len(names) > 1)} {what}" for what, names in counts.items() if names
+        )
 
 
 def compare(before: Stamp, now: Stamp) -> Changes:
@@ -116,7 +118,7 @@ def settle(folder: Path, now: Stamp, renew: str = "", needed: Sequence[str] = ("
     before = read_stamp(folder / NAME)
     if before is None and next(folder.rglob("*.png"), None):
         raise CarbError(f"{folder}: holds masks, but no {NAME} says what of; move them away, or choose another folder")
-    changes = compare(before, now) if before else Changes((), (), (), ())
+    changes = compare(before, now) if before else Changes()
     stale = [*changes.changed, *changes.removed]
     if changes.made_otherwise:
         if renew:

@@ -17,6 +17,7 @@ from carblib.base import files
 from carblib.base.errors import CarbError
 from carblib.base.progress import bar_options
 from carblib.data.readers import Split
+from carblib.data.sources import label_stamp
 from carblib.params import Params
 from carblib.small_objects import components, size_edges
 
@@ -52,6 +53,7 @@ def analyse_split(split: Split, params: Params) -> dict[str, Any]:
             areas[class_id] += found.pixels[kept & (found.class_ids == class_id)].tolist()
         sizes[mask.shape] += 1
     result = _result(split, params, pixels, present, areas) | {"size": list(sizes.most_common(1)[0][0])}
+    result["made_from"] = label_stamp(params, split).digest
     files.write_json(analysis_path(params), result)
     return result
 

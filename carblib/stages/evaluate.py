@@ -17,9 +17,11 @@ from carblib import __version__
 from carblib.base import files
 from carblib.base.errors import CarbError
 from carblib.base.progress import bar_options
+from carblib.base.stamps import joined
 from carblib.data.label_maps import cityscapes_label_ids, decode_index
 from carblib.data.mask_folders import mask_path, read_mask
 from carblib.data.readers import Split, open_split
+from carblib.data.sources import digests
 from carblib.metrics import bootstrap, confusion, iou, miou
 from carblib.params import Params, project_root
 from carblib.small_objects import Objects, join, match_objects, object_table
@@ -47,11 +49,12 @@ def evaluate_masks(
     iteration: int | None = None,
     resize: bool = False,
     folder: str | None = None,
+    made_from: str = "",
 ) -> dict[str, Any]:
     """Measure `predict(i)` -> (H, W) uint8 train ids on every image of a split, and write the result as JSON and CSV.
 
     Masks must have the truth's size; with `resize` they are brought to it by nearest neighbour (pseudo-masks exported
-    at the base size). `folder`, where the masks lie if they do, is noted in the result. Writes
+    at the base size). `folder`, where the masks lie if they do, and `made_from` are noted in the result. Writes
     runs/<run>/evaluation/<split>/<variant>.json and .csv (per class) and returns the JSON's:
     IoUs 0–1 with None for nan, 95 % intervals over images, per-image scores, small objects by size bin. Raises
     CarbError naming the image whose mask does not fit.
@@ -71,7 +74,7 @@ def evaluate_masks(
             raise CarbError(f"{variant}, image {split.names[index]}: {error}") from error
         areas.append(truth.shape)
     result = _result(split, params, variant, iteration, np.stack(matrices), objects, tuple(np.mean(areas, 0)))
-    result["folder"] = folder
+    result |= {"folder": folder, "made_from": made_from}
     path = evaluation_path(params, variant, split.name)
     files.write_csv(path.with_suffix(".csv"), class_rows(result))
     files.write_json(path, result)
@@ -105,7 +108,14 @@ def evaluate_folder(
             return decode_index(paths[index], cityscapes_label_ids())
         return read_mask(folder, split.names[index], len(split.class_set))
 
-    return evaluate_masks(predict, split, params, variant, iteration, resize, _noted(folder))
+    made_from = compared(params, split, paths)
+    return evaluate_masks(predict, split, params, variant, iteration, resize, _noted(folder), made_from)
+
+
+def compared(params: Params, split: Split, paths: Sequence[Path]) -> str:
+    """Return a digest of what an evaluation compares: files of predictions, true masks, the classes' names."""
+    truth = digests(params, split.names, split.mask_paths)
+    return joined([*split.class_set.names, *digests(params, split.names, paths).values(), *truth.values()])
 
 
 def _noted(folder: Path) -> str:

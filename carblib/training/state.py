@@ -12,11 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from carblib.base import files
 from carblib.base.errors import CarbError
-from carblib.base.stamps import NAME, Stamp, compare, joined, read_stamp
+from carblib.base.stamps import NAME, Changes, Stamp, compare, joined, read_stamp
 from carblib.data.labels import training_labels
 from carblib.data.readers import open_split
 from carblib.data.sources import VERSIONS, contents, digests, mask_stamp, taught_stamp
@@ -26,15 +27,15 @@ from carblib.params import Params, resolve
 CHECKPOINT = frozenset("stamp params iteration network optimizer loss generator cuda_generators".split())
 
 
-def training_stamp(params: Params) -> Stamp:
+def training_stamp(params: Params, labels: np.ndarray | None = None) -> Stamp:
     """Return what trained weights are made from: parameters, CLIP's and the backbone's weights, and what teaches.
 
     That is per image its content, its labels, and on the single path what its pseudo-mask is made from, for the ceiling
-    its true mask.
-    Labels that are not there yet are derived. Raises CarbError where the training images or their labels are missing.
+    its true mask. labels: (N, C) bool of the train split; None: read, and derived where they are not there yet. Raises
+    CarbError where the training images or their labels are missing.
     """
-    split, digest = open_split(params, params.train_split), contents(params).digest
-    labels = training_labels(params, split)
+    split = open_split(params, params.train_split)
+    labels = training_labels(params, split) if labels is None else labels
     masks = mask_stamp(params, split, labels)
     upstream, items = dict(masks.upstream), masks.items
     if params.supervision == "masks":
@@ -44,21 +45,33 @@ def training_stamp(params: Params) -> Stamp:
         taught = taught_stamp(params, split, labels)
         upstream["pseudo-masks"] = replace(taught, items={}).digest
         items = {name: joined([one, taught.items[name]]) for name, one in items.items()}
-    if Path(weights := resolve(params.backbone_weights)).is_file():
-        upstream["backbone weights"] = digest(weights)
+    weights = resolve(params.backbone_weights)
+    if weights.is_file():
+        upstream["backbone weights"] = contents(params).digest(weights)
     settings = params.that_affect("training") | {"classes": masks.settings["classes"]}
     return Stamp("training", VERSIONS["training"], settings, upstream, items)
 
 
-def check_same(folder: Path, params: Params) -> Stamp | None:
-    """Return the stamp of a folder's training, None where there is none; CarbError where it is one of other things."""
+def stamp_and_changes(folder: Path, params: Params, labels: np.ndarray | None = None) -> tuple[Stamp | None, Changes]:
+    """Return what a folder's training was made from, None where there is none, and what would be different now.
+
+    Where the data are not there (results on another machine), the parameters alone are compared. Raises CarbError for
+    weights that no stamp speaks of.
+    """
     before = read_stamp(folder / NAME)
     if before is None:
         if (folder / "checkpoint.pt").exists() or (folder / "final.pt").exists():
             raise CarbError(f"{folder}: holds a training, but no {NAME} says what of; move it, or choose another 'run'")
-        return None
-    now = training_stamp(params) if params.data_root.is_dir() else replace(before, settings=_settings(params, before))
-    changes = compare(before, now)
+        return None, Changes()
+    if params.data_root.is_dir():
+        return before, compare(before, training_stamp(params, labels))
+    settings = params.that_affect("training") | {"classes": before.settings.get("classes")}
+    return before, compare(before, replace(before, settings=settings))
+
+
+def check_same(folder: Path, params: Params) -> Stamp | None:
+    """Return the stamp of a folder's training, None where there is none; CarbError where it is one of other things."""
+    before, changes = stamp_and_changes(folder, params)
     if not changes.none:
         renew = params.command("train", "--variant", folder.name, "--renew")
         raise CarbError(
@@ -67,19 +80,13 @@ def check_same(folder: Path, params: Params) -> Stamp | None:
     return before
 
 
-def _settings(params: Params, before: Stamp) -> dict[str, Any]:
-    # Results without their data, on another machine: the parameters alone can be compared.
-    return params.that_affect("training") | {"classes": before.settings.get("classes")}
-
-
 def discard_stale(folder: Path, params: Params) -> None:
-    """Delete a training of other parameters or data; one that is up to date, finished or not, stays."""
+    """Delete a training of other parameters or data, and say so; one that is up to date, finished or not, stays."""
     if int(os.environ.get("RANK", 0)):
         return  # of several processes the first one does it
-    try:
-        check_same(folder, params)
-    except CarbError as error:
-        print(f"{error}; deleted")
+    _, changes = stamp_and_changes(folder, params)
+    if not changes.none:
+        print(f"{folder}: deleted, it was trained on other things: {changes}")
         shutil.rmtree(folder)
 
 
