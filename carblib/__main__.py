@@ -241,9 +241,12 @@ def train(params: Params, variants: Sequence[str], renew: bool) -> None:
     """
     from carblib.stages.pseudo_masks import ensure_masks
     from carblib.training.loop import train_variants
+    from carblib.training.state import discard_stale
 
-    ensure_masks(params, variants)
-    folders = train_variants(params, variants, renew)
+    for variant in variants if renew else ():
+        discard_stale(params.run_dir / "train" / variant, params.variant(variant))
+    ensure_masks(params, variants, renew)
+    folders = train_variants(params, variants)
     if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) == 0:
         print(f"trained networks and logs: {', '.join(map(str, folders))}")
 

@@ -58,16 +58,17 @@ def export_masks(params: Params, split_name: str, processes: int = 1, local: boo
     return refine_folder(folder, pseudo_mask_folder(params, split_name), split, labels, params, processes, renew)
 
 
-def ensure_masks(params: Params, variants: Sequence[str] = ()) -> None:
+def ensure_masks(params: Params, variants: Sequence[str] = (), renew: bool = False) -> None:
     """Make what is missing of the pseudo-masks a run's trainings read from disk, refined if `crf` says so.
 
     Nothing is made on the dual path, of masks of the user's own (`pseudo_masks`), nor if all of `variants`, where they
-    are given, are finished or learn from true masks. Raises CarbError where there are masks made otherwise.
+    are given, are finished or learn from true masks. Raises CarbError where there are masks made otherwise, unless
+    `renew` says to make them anew.
     """
     learners = [(params.run_dir / "train" / name, params.variant(name)) for name in variants]
     waiting = [own for folder, own in learners if own.supervision == "clip" and not is_done(folder, own)]
     if params.path == "single" and (waiting or not variants):
-        export_masks(params, params.train_split)
+        export_masks(params, params.train_split, renew=renew)
 
 
 def middle_scale(params: Params) -> float:

@@ -1,4 +1,4 @@
-"""What of a run is up to date, what is stale and why, what is missing: `carb status params/x.yaml`. It changes nothing."""
+"""What of a run is up to date, what is stale and why, and what is missing: `carb status params/x.yaml`."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ from carblib.params import Params
 from carblib.step import Batch, Training, build, learning_rate, step
 from carblib.training.log import TrainingLog, append_rows, check_tensorboard
 from carblib.training.monitor import Monitor, watched_split
-from carblib.training.state import bare, discard_stale, is_done, plain_state, read_checkpoint, training_stamp
+from carblib.training.state import bare, is_done, plain_state, read_checkpoint, training_stamp
 
 
 @dataclass
@@ -73,15 +73,10 @@ def train(params: Params, variant: str, shared: Shared | None = None, folder: Pa
     return folder
 
 
-def train_variants(params: Params, variants: Sequence[str], renew: bool = False) -> list[Path]:
-    """Train variants of a run one after the other; what they share is made once, and not at all if all are finished.
-
-    renew: trainings of other parameters or data are deleted first, where CarbError would be raised otherwise.
-    """
+def train_variants(params: Params, variants: Sequence[str]) -> list[Path]:
+    """Train variants of a run one after the other; what they share is made once, and not at all if all are finished."""
     shared, folders = None, []
     for variant in variants:
-        if renew:
-            discard_stale(params.run_dir / "train" / variant, params.variant(variant))
         if shared is None and not is_done(params.run_dir / "train" / variant, params.variant(variant)):
             shared = share(params)
         folders.append(train(params, variant, shared))
