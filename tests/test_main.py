@@ -129,7 +129,7 @@ def test_parameters_are_listed_with_type_default_and_meaning(
         (["train", "p.yaml", "--variant", "plain", "papre"], "'papre' is not one of"),
         (["train", "nothere.yaml"], "nothere.yaml: no such file"),
         (["train", "p.yaml", "-p", "iteratoins", "3"], "-p: 'iteratoins' is no parameter; did you mean 'iterations'?"),
-        (["labels", "p.yaml", "--blank", "--from-npy", "x.npy"], "--blank, --from-npy: give one of the two"),
+        (["labels", "p.yaml", "--blank", "--from-npy", "x.npy"], "--blank, --from-npy, --add: give one of them"),
     ],
 )
 def test_a_mistake_is_one_line(home: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -87,16 +87,17 @@ def test_a_base_is_a_line_of_a_file_and_no_parameter():
 
 # What stood in lists of its own before each key said what it affects.
 BEFORE = {
-    "labels": "dataset root classes scenes_seed",
-    "masks": "dataset root classes image_size clip masker gate clip_pixels official_clip synonyms mask_window "
+    "labels": "classes",
+    "masks": "classes image_size clip masker gate clip_pixels official_clip synonyms mask_window "
     "mask_stride mask_scales mask_flip",
-    "inference": "dataset root image_size infer_window infer_stride infer_scales infer_flip precision",
-    "nothing": "log_every checkpoint_every tensorboard device workers interactive",
+    "inference": "image_size infer_window infer_stride infer_scales infer_flip precision",
+    "nothing": "clip_folder log_every checkpoint_every tensorboard device workers interactive",
 }
 NOT_TRAINING = (
     "run val_split test_split scenes_val scenes_test variants ceiling tensorboard log_every val_every val_images "
     "checkpoint_every monitor_images infer_window infer_stride infer_scales infer_flip bootstrap device workers "
-    "interactive ablation_variants ablation_paths ablation_maskers ablation_seeds"
+    "interactive ablation_variants ablation_paths ablation_maskers ablation_seeds "
+    "dataset root scenes_train scenes_seed labels pseudo_masks clip_folder"  # data are known by content
 )
 
 
@@ -311,7 +312,8 @@ def test_a_run_resumes_only_with_what_weights_depend_on():
         return Params(**changes).that_affect("training")
 
     assert learnt_from() == learnt_from(bootstrap=7, workers=2, test_split="x")
-    for key, value in {"lr": 0.1, "seed": 1, "patch": (32, 32), "root": "b", "scenes_train": 3}.items():
+    assert learnt_from() == learnt_from(root="b", scenes_train=3, labels="a.csv", pseudo_masks="c", clip_folder="d")
+    for key, value in {"lr": 0.1, "seed": 1, "patch": (32, 32), "path": "single", "train_split": "b"}.items():
         assert learnt_from() != learnt_from(**{key: value})
 
 

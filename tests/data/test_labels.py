@@ -20,6 +20,7 @@ from carblib.data.labels import (
     ensure_labels,
     labels_of,
     labels_path,
+    note_unlabelled,
     read_labels,
     training_labels,
     write_labels,
@@ -40,6 +41,7 @@ class FakeSplit:
     def __init__(self, masks):
         self.masks = masks
         self.names = [f"i{i}" for i in range(len(masks))]
+        self.mask_paths = [None] * len(masks)  # no file to be known by its content
         self.has_masks = any(mask is not None for mask in masks)
 
     def __len__(self):
@@ -72,7 +74,6 @@ def test_labels_of_a_mask_are_its_classes():
         mask = rng.choice([0, 2, 5, 10, 255], (7, 9)).astype(np.uint8)
         expected = [bool((mask == c).any()) for c in range(11)]
         assert labels_of(mask, 11).tolist() == expected
-        assert labels_of(mask, 11, 5).tolist() == [(mask == c).sum() >= 5 for c in range(11)]
     assert not labels_of(np.full((3, 3), 255, np.uint8), 11).any()
 
 
@@ -84,7 +85,8 @@ def test_derive_write_read(tmp_path):
     assert (tmp_path / "l.csv").read_text() == "name,road,car,sky\ni0,1,0,1\ni1,0,1,0\n"
     read = read_labels(tmp_path / "l.csv", THREE, ["i1", "i0"])
     assert read.dtype == bool and read.tolist() == [[0, 1, 0], [1, 0, 1]]
-    assert "holds no class" in message(lambda: derive_labels(FakeSplit([[[255, 255]]])))
+    assert derive_labels(FakeSplit([[[255, 255]], [[1, 1]]]))["i0"].tolist() == [0, 0, 0], "void throughout"
+    assert [*derive_labels(split, ["i1"])] == ["i1"]
     assert "has no mask" in message(lambda: derive_labels(FakeSplit([[[0]], None])))
 
 
@@ -106,7 +108,7 @@ def test_columns_in_any_order_and_a_spreadsheets_mark(tmp_path):
         (GOOD + "a,1,1,1\n", ["line 4", "'a' is given twice"]),
         (GOOD.replace("a,1", "a,2"), ["line 2", "'2' for class 'road'", "write 0 or 1"]),
         (GOOD.replace("a,1", "a,"), ["line 2", "'' for class 'road'"]),
-        (GOOD.replace("b,0,1,0", "b,0,0,0"), ["line 3", "no class"]),
+        ("name,road,car,sky\na,0,0,0\nb,0,0,0\n", ["no image holds a class", "write 1 for each class"]),
         (GOOD.replace("b,0,1,0", "b,0,1"), ["line 3", "3 columns"]),
         (GOOD.replace("b,0,1,0\n", ""), ["no line for image 'b'", "(1 missing)"]),
     ],
@@ -126,15 +128,31 @@ def test_a_missing_or_unreadable_file_is_named(tmp_path):
     assert "UTF-8" in message(lambda: read_labels(tmp_path / "l.csv", THREE, NAMES))
 
 
-def test_labels_are_derived_once(tmp_path, monkeypatch):
+def test_labels_are_derived_once(tmp_path, monkeypatch, capsys):
     params = home(tmp_path, monkeypatch)
     split = FakeSplit([[[0, 1]], [[2, 2]]])
     path = ensure_labels(params, split)
     assert path == tmp_path / "runs/demo/labels/train.csv" == labels_path(params, "train")
     blind = FakeSplit([None, None])
-    assert ensure_labels(params, blind) == path
+    before = path.stat().st_mtime_ns
+    assert ensure_labels(params, blind) == path, "labels go on without the masks they were derived from"
+    split.masks = None  # whoever reads a mask again fails
+    assert ensure_labels(params, split) == path == ensure_labels(params.updated(root="data/other"), split)
+    assert path.stat().st_mtime_ns == before and not capsys.readouterr().out
     assert training_labels(params, blind).tolist() == [[1, 1, 0], [0, 0, 1]]
-    assert "other masks" in message(lambda: ensure_labels(params.updated(root="data/other"), blind))
+
+
+def test_an_image_without_any_class_stays_and_is_named(tmp_path, capsys):
+    path = tmp_path / "l.csv"
+    path.write_text(GOOD.replace("b,0,1,0", "b,0,0,0"))
+    labels = read_labels(path, THREE, NAMES)
+    assert labels.tolist() == [[1, 0, 1], [0, 0, 0]]
+    note_unlabelled(labels, NAMES)
+    assert capsys.readouterr().out == "1 of 2 images hold no class and teach nothing: b\n"
+    note_unlabelled(np.zeros((5, 3), bool), [*"vwxyz"])
+    assert capsys.readouterr().out == "5 of 5 images hold no class and teach nothing: v, w, x …\n"
+    note_unlabelled(labels[:1], NAMES[:1])
+    assert not capsys.readouterr().out
 
 
 def test_labels_of_the_users_own(tmp_path, monkeypatch):
@@ -357,10 +375,11 @@ def test_a_blank_file_is_written_once_and_must_be_filled_in(tmp_path, monkeypatc
     path.with_suffix(".json").write_text('{"root": "of labels that were deleted"}')
     assert carb(*command, "--blank") == 0 and f"{path}: 2 images" in capsys.readouterr().out
     assert path.read_text() == "name,road,car\na,0,0\nb,0,0\n"
+    assert "no image holds a class; write 1 for each class" in message(lambda: carb(*command))
     path.write_text("name,road,car\na,0,1\nb,0,0\n")
     assert "is there already; delete it" in message(lambda: carb(*command, "--blank"))
     assert path.read_text() == "name,road,car\na,0,1\nb,0,0\n"
-    assert "line 3: image 'b' has no class; write 1 for each class" in message(lambda: carb(*command))
+    assert carb(*command) == 0 and "1 of 2 images hold no class and teach nothing: b" in capsys.readouterr().out
     path.write_text("name,road,car\na,0,1\nb,1,0\n")
     assert carb(*command) == 0 and "2 images, on average 1.0 of 2 classes" in capsys.readouterr().out
 

@@ -112,17 +112,23 @@ def test_a_folder_is_refined_once_and_resumed(tmp_path, monkeypatch):
     raw, folder = tmp_path / "raw", tmp_path / "refined"
     for seed, name in enumerate(split.names):
         write_mask(raw, name, np.random.default_rng(seed).choice(np.uint8([1, 4, 8]), (24, 40)), split.class_set)
-    refine_folder(raw, folder, split, params)
+    labels = np.ones((len(split), 11), bool)
+    refine_folder(raw, folder, split, labels, params)
     first, second, third = (folder / f"{name}.png" for name in split.names)
     before = {path: path.read_bytes() for path in (first, second, third)}
     for path in (second, third):
         path.unlink()
     os.utime(first, (1, 1))
-    refine_folder(raw, folder, split, params, processes=2)
+    refine_folder(raw, folder, split, labels, params, processes=2)
     assert {path: path.read_bytes() for path in before} == before and first.stat().st_mtime == 1
     image = crf.load_sized(split.image(0), (24, 40)).permute(1, 2, 0).numpy()
     expected = refine(image, read_mask(raw, split.names[0], 11), 11)
     assert np.array_equal(read_mask(folder, split.names[0], 11), expected)
     monkeypatch.setattr(crf, "SETTINGS", crf.SETTINGS | {"iterations": 3})
-    with pytest.raises(CarbError, match="other values of crf"):
-        refine_folder(raw, folder, split, params)
+    with pytest.raises(CarbError, match="refined pseudo-masks made otherwise: crf .* → .* --crf --renew"):
+        refine_folder(raw, folder, split, labels, params)
+    assert first.stat().st_mtime == 1
+    refine_folder(raw, folder, split, labels, params, renew=True)
+    assert first.stat().st_mtime > 1
+    expected = refine(image, read_mask(raw, split.names[0], 11), 11)
+    assert np.array_equal(read_mask(folder, split.names[0], 11), expected)

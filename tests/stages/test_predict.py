@@ -56,7 +56,7 @@ def checkpoint(tmp_path):
 
 def test_a_folder_of_predictions(camvid, tmp_path):
     params, split = camvid
-    folder = predict_split(Fake().eval(), split, params, tmp_path / "out", {"weights": "x"})
+    folder = predict_split(Fake().eval(), split, params, tmp_path / "out", "x")
     for i, name in enumerate(split.names):
         mask = predict_mask(Fake().eval(), split.image(i), params)
         assert np.array_equal(read_mask(folder, name, 11), mask) and mask.shape == trees.SIZE
@@ -66,20 +66,38 @@ def test_a_folder_of_predictions(camvid, tmp_path):
             assert np.array_equal(np.array(picture), overlay(split.image(i), mask, CAMVID))
 
 
-def test_predictions_are_resumed_and_kinds_are_not_mixed(camvid, tmp_path):
+def test_predictions_are_resumed_and_kinds_are_not_mixed(camvid, tmp_path, capsys):
     params, split = camvid
-    folder = predict_split(Fake(), split, params, tmp_path / "out", {"weights": "x"}, pictures=False)
-    assert sorted(path.name for path in folder.iterdir()) == sorted(
-        [*(f"{n}.png" for n in split.names), "settings.json"]
-    )
+    folder = predict_split(Fake(), split, params, tmp_path / "out", "x", pictures=False)
+    shown = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    assert shown == sorted([*(f"{n}.png" for n in split.names), "stamp.json"])
     first, second = (folder / f"{name}.png" for name in split.names[:2])
     os.utime(first, (1, 1))
     second.unlink()
-    predict_split(Fake(), split, params, folder, {"weights": "x"}, pictures=False)
-    assert second.is_file() and first.stat().st_mtime == 1
-    for settings, changed in (({"weights": "y"}, params), ({"weights": "x"}, params.updated(infer_flip=True))):
-        with pytest.raises(CarbError, match="weights|infer_flip"):
-            predict_split(Fake(), split, changed, folder, settings)
+    predict_split(Fake(), split, params, folder, "x", pictures=False)
+    assert second.is_file() and first.stat().st_mtime == 1 and not capsys.readouterr().out
+    flipped = params.updated(infer_flip=True)
+    for weights, changed, said in (("y", params, "other network"), ("y", flipped, "infer_flip false → true")):
+        os.utime(first, (1, 1))
+        predict_split(Fake(), split, changed, folder, weights, pictures=False)
+        assert first.stat().st_mtime > 1 and f"{said}; made anew: all" in capsys.readouterr().out
+        assert np.array_equal(read_mask(folder, split.names[0], 11), predict_mask(Fake(), split.image(0), changed))
+
+
+def test_pictures_that_were_not_asked_for_before_are_made(camvid, tmp_path):
+    params, split = camvid
+    predict_split(Fake(), split, params, tmp_path / "out", "x", pictures=False)
+    predict_split(Fake(), split, params, tmp_path / "out", "x")
+    for kind in ("colour", "overlay"):
+        assert [path.stem for path in sorted((tmp_path / "out" / kind).iterdir())] == split.names
+
+
+def test_masks_of_anyone_else_are_not_written_over(camvid, tmp_path):
+    params, split = camvid
+    trees.save(tmp_path / "out" / "mine.png", np.zeros((2, 2), np.uint8))
+    with pytest.raises(CarbError, match=r"out: holds masks, but no stamp.json says what of"):
+        predict_split(Fake(), split, params, tmp_path / "out", "x")
+    assert [path.name for path in (tmp_path / "out").rglob("*.png")] == ["mine.png"]
 
 
 def test_overlay():
@@ -122,24 +140,18 @@ def test_predictions_of_other_pictures_are_not_handed_out(camvid, checkpoint, tm
     def predict(where, *more):
         arguments = ["--checkpoint", checkpoint, "--index-only", "--images", str(where), *more]
         assert carb("predict", file, *arguments) == 0
-        return capsys.readouterr().out.split()[-1]
+        said = capsys.readouterr().out
+        return said.split()[-1], said
 
-    first = predict(tmp_path / "a/pics")
-    with pytest.raises(CarbError, match="other values of root"):
-        predict(tmp_path / "b/pics")
-    second = predict(tmp_path / "b/pics", "--out", str(tmp_path / "out"))
-    assert not np.array_equal(read_mask(first, "x", 11), read_mask(second, "x", 11))
-    settings = files.read_json(tmp_path / "out/settings.json")
-    assert settings["dataset"] == "folder" and settings["root"] == str(tmp_path / "b/pics")
-
-
-def test_another_root_of_a_split_is_refused_and_the_root_is_kept_as_given(camvid, tmp_path, monkeypatch):
-    params, split = camvid
-    monkeypatch.chdir(tmp_path)
-    folder = predict_split(Fake(), split, params.updated(root="camvid"), tmp_path / "out", {}, pictures=False)
-    assert files.read_json(folder / "settings.json")["root"] == "camvid"
-    with pytest.raises(CarbError, match="other values of root"):
-        predict_split(Fake(), split, params, folder, {}, pictures=False)
+    folder, said = predict(tmp_path / "a/pics")
+    assert "anew" not in said
+    first = read_mask(folder, "x", 11)
+    again, said = predict(tmp_path / "b/pics")
+    assert again == folder and "1 image changed; made anew: theirs alone" in said
+    beside, said = predict(tmp_path / "b/pics", "--out", str(tmp_path / "out"))
+    assert beside == str(tmp_path / "out") and "anew" not in said
+    assert np.array_equal(read_mask(folder, "x", 11), read_mask(beside, "x", 11))
+    assert not np.array_equal(read_mask(folder, "x", 11), first)
 
 
 @pytest.mark.parametrize(("where", "named"), [(".", "drive"), ("..", "drive"), ("../drive", "drive")])

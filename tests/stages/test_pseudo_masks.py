@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 
 import numpy as np
@@ -11,7 +10,9 @@ import torch.nn.functional as F
 import trees
 from commands import carb
 
+from carblib.base.contents import digest_of
 from carblib.base.errors import CarbError
+from carblib.base.stamps import NAME, read_stamp
 from carblib.data.labels import labels_path, write_labels
 from carblib.data.mask_folders import read_mask, write_mask
 from carblib.data.readers import open_split
@@ -42,7 +43,7 @@ def test_masks_are_the_masker_s_gated_by_the_labels_of_their_image(run, tmp_path
     assert sorted(path.stem for path in folder.glob("*.png")) == split.names
 
 
-def test_labels_gate_the_masks(run, tmp_path):
+def test_labels_gate_the_masks(run, capsys):
     rows = ["name,sky,building,pole,road,sidewalk,tree,signsymbol,fence,car,pedestrian,bicyclist"]
     rows += [f"{name},0,0,1,0,0,0,0,0,1,0,0" for name in trees.CAMVID_NAMES["val"]]
     path = labels_path(run, "val")
@@ -50,9 +51,14 @@ def test_labels_gate_the_masks(run, tmp_path):
     path.write_text("\n".join(rows) + "\n")
     folder = export_masks(run, "val")
     assert {int(v) for name in trees.CAMVID_NAMES["val"] for v in np.unique(read_mask(folder, name, 11))} <= {2, 8}
-    path.write_text(path.read_text().replace(",0,0\n", ",0,1\n"))
-    with pytest.raises(CarbError, match="other values of labels; delete it"):
-        export_masks(run, "val")
+    first, second = (folder / f"{name}.png" for name in trees.CAMVID_NAMES["val"])
+    os.utime(second, (1, 1))
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], lines[1].replace("0,0,1", "1,1,0", 1), lines[2]]) + "\n")
+    capsys.readouterr()
+    export_masks(run, "val")
+    assert "val: 1 image changed; made anew: theirs alone" in capsys.readouterr().out
+    assert {int(v) for v in np.unique(read_mask(folder, first.stem, 11))} <= {0, 1, 8} and second.stat().st_mtime == 1
     free = export_masks(run.updated(run="free", gate="none"), "val")
     assert len({int(v) for name in trees.CAMVID_NAMES["val"] for v in np.unique(read_mask(free, name, 11))}) > 1
 
@@ -67,14 +73,17 @@ def test_an_export_goes_on_where_it_was_in_one_process_or_two(run):
     export_masks(run, "train", processes=2)
     assert {path: path.read_bytes() for path in folder.glob("*.png")} == before
     assert paths[0].stat().st_mtime == 1 and not list(folder.glob(".*"))
-    with pytest.raises(CarbError, match="other values of masker; delete it or choose another folder"):
+    with pytest.raises(CarbError, match='masker "value_path" → "naclip"; to make them anew: carb masks .* --renew;'):
         export_masks(run.updated(masker="naclip"), "train")
 
 
-def test_the_folder_remembers_the_weights(run, random_clip):
-    settings = json.loads((export_masks(run, "val") / "settings.json").read_text())
-    assert settings["clip_weights"] == random_clip.fingerprint and settings["image_size"] == [32, 64]
-    assert settings["classes"]["pole"] == ["pole", "lamp post", "column"]
+def test_the_folder_remembers_the_weights_and_the_words(run, random_clip_file):
+    stamp = read_stamp(export_masks(run, "val") / NAME)
+    assert stamp.upstream == {"CLIP weights": digest_of(random_clip_file.read_bytes())}
+    assert stamp.settings["image_size"] == [32, 64] and [*stamp.items] == trees.CAMVID_NAMES["val"]
+    assert stamp.settings["classes"][2] == ["pole", ["pole"]], "the only word that CLIP was asked for"
+    asked = read_stamp(export_masks(run.updated(run="s", synonyms=True), "val") / NAME)
+    assert asked.settings["classes"][2] == ["pole", ["pole", "lamp post", "column"]]
 
 
 def test_tiles_are_what_clip_sees_zoomed(run):
@@ -139,8 +148,16 @@ def test_masks_of_others_are_never_written_only_refined(run, tmp_path):
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_masks_of_another_dataset_are_not_handed_out(run, tmp_path):
-    export_masks(run, "val")
-    trees.write_segnet(tmp_path / "other")
-    with pytest.raises(CarbError, match="other values of gate, labels, root"):
-        export_masks(run.updated(root=str(tmp_path / "other"), gate="none"), "val")
+def test_masks_of_another_dataset_are_not_handed_out(run, tmp_path, capsys):
+    folder = export_masks(run, "val")
+    trees.write_segnet(tmp_path / "other")  # the same pictures elsewhere
+    for path in folder.glob("*.png"):
+        os.utime(path, (1, 1))
+    capsys.readouterr()
+    export_masks(run.updated(root=str(tmp_path / "other")), "val")
+    assert {path.stat().st_mtime for path in folder.glob("*.png")} == {1} and not capsys.readouterr().out
+    for seed, name in enumerate(trees.CAMVID_NAMES["val"], 50):
+        trees.photo(tmp_path / "other" / "val" / f"{name}.png", seed)
+    export_masks(run.updated(root=str(tmp_path / "other")), "val")
+    assert {path.stat().st_mtime for path in folder.glob("*.png")} != {1}
+    assert "2 images changed; made anew: theirs alone" in capsys.readouterr().out

@@ -19,16 +19,16 @@ from small import small_params
 from carblib import step
 from carblib.base import files, interrupts
 from carblib.base.errors import CarbError
+from carblib.base.stamps import NAME, write_stamp
 from carblib.data.feature_cache import FeatureCache
 from carblib.data.labels import ensure_labels
-from carblib.data.mask_folders import pseudo_mask_folder
 from carblib.data.readers import open_split
 from carblib.params import Params
 from carblib.scenes.folders import write_scenes
 from carblib.stages.pseudo_masks import export_masks
 from carblib.training import loop as train
 from carblib.training.log import LOG_COLUMNS
-from carblib.training.state import bare, is_done, load_trained
+from carblib.training.state import bare, is_done, load_trained, training_stamp
 from carblib.transforms import load_sized
 from carblib.variants import TRAINED
 
@@ -163,14 +163,14 @@ def test_finished_run_is_not_repeated_and_other_parameters_are_refused(params: P
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert train.train(params.updated(workers=1, bootstrap=3), "paper") == folder, "not even CLIP is loaded"
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    with pytest.raises(CarbError, match=r"paper: holds a run with other values of lr, seed; choose another 'run'"):
+    with pytest.raises(CarbError, match=r"paper: trained on other things: lr 0.05 → 0.1, seed 0 → 3; to train anew"):
         train.train(params.updated(lr=0.1, seed=3), "paper", shared)
     (folder / "done.json").unlink()
-    with pytest.raises(CarbError, match="other values of carb_coeff"):
+    with pytest.raises(CarbError, match="trained on other things: carb_coeff 1.0 → 2.0;"):
         train.train(params.updated(carb_coeff=2.0), "paper", shared)
-    (folder / "params.json").unlink()
-    with pytest.raises(CarbError, match="other values of momentum"):
-        train.train(params.updated(momentum=0.5), "paper", shared)
+    (folder / "stamp.json").unlink()
+    with pytest.raises(CarbError, match=r"paper: holds a training, but no stamp.json says what of; move it"):
+        train.train(params, "paper", shared)
 
 
 # --- weak supervision ------------------------------------------------------------------------------------------------
@@ -256,6 +256,7 @@ def test_workers_do_not_change_the_result(params: Params) -> None:
 def test_trained_network_is_loaded_with_equal_logits(params: Params) -> None:
     params = params.updated(iterations=3, val_every=0)
     training = train.assemble(params.variant("paper"), train.share(params))
+    write_stamp(params.run_dir / "train" / "paper" / NAME, training_stamp(params.variant("paper")))
     train.run(training, params.run_dir / "train" / "paper", None)
     network, loaded = load_trained(params.run_dir / "train" / "paper" / "final.pt")
     assert loaded == params.variant("paper") and not network.training
@@ -355,24 +356,21 @@ def test_a_training_knows_the_labels_and_masks_it_was_taught(params: Params) -> 
     before = labels.read_text()
     labels.write_text(before.replace("\n000001,1", "\n000001,0").replace("\n000002,1", "\n000002,0"))
     assert labels.read_text() != before
-    with pytest.raises(CarbError, match="other values of the image-level labels;"):
+    with pytest.raises(CarbError, match="trained on other things: 2 images changed; to train anew: carb train "):
         train.train(params, "plain")
-    (folder / "done.json").unlink()
-    (folder / "params.json").unlink()
-    with pytest.raises(CarbError, match="other values of the image-level labels;"):
+    done = folder / "done.json"
+    done.rename(folder / "away.json")
+    with pytest.raises(CarbError, match="trained on other things: 2 images changed;"):
         train.train(params, "plain")
+    (folder / "away.json").rename(done)
     plain = params.variant("plain")
-    note = pseudo_mask_folder(params, "train") / "settings.json"
-    settings = note.read_text()
-    note.write_text(settings + " ")
-    with pytest.raises(CarbError, match="other values of the image-level labels, the pseudo-masks;"):
-        train.train(params, "plain")
-    note.write_text(settings)
-    labels.unlink()
-    assert not is_done(folder, plain), "results copied without labels are not refused"
     labels.write_text(before)
-    train.train(params, "plain")
     assert is_done(folder, plain)
+    with pytest.raises(CarbError, match=r'masker "value_path" → "naclip", other pseudo-masks;'):
+        is_done(folder, plain.updated(masker="naclip"))
+    assert is_done(folder, plain.updated(root=str(params.run_dir / "nowhere"))), "results copied without their data"
+    with pytest.raises(CarbError, match="lr 0.05 → 0.1;"):
+        is_done(folder, plain.updated(root=str(params.run_dir / "nowhere"), lr=0.1))
     (folder / "final.pt").unlink()
     assert not is_done(folder, plain)
 
