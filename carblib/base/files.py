@@ -172,6 +172,8 @@ def load_torch(path: PathLike) -> Any:
     path = _existing(path)
     if not path.stat().st_size:
         raise CarbError(f"{path}: empty, 0 bytes; download or copy it again")
+    if zipfile.is_zipfile(path):
+        _check_archive(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen types here, all of them about the file
@@ -181,6 +183,17 @@ def load_torch(path: PathLike) -> Any:
         else:
             why = "truncated or no torch file; download or copy it again"
         raise CarbError(f"{path}: {why}") from error
+
+
+def _check_archive(path: Path) -> None:
+    # torch writes a checksum of every tensor, and never looks at it when it reads.
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except (OSError, ValueError, NotImplementedError, struct.error, zipfile.BadZipFile, zlib.error) as error:
+        bad = str(error)
+    if bad:
+        raise CarbError(f"{path}: damaged ({bad}), its checksum is another; copy it again, or make it again")
 
 
 def read_image(path: PathLike) -> np.ndarray:

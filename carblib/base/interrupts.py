@@ -1,4 +1,8 @@
-"""Ctrl-C that waits for the end of an iteration: stopped inside one, a training's state would be torn."""
+"""Signals that wait for the end of an iteration: stopped inside one, a training's state would be torn.
+
+Ctrl-C (SIGINT), SIGTERM (`docker stop`, preemption, the end of a job) and SIGHUP (a lost connection) mean the same:
+come to a good end. So does SIGUSR1, which SLURM sends where it is asked to (`--signal=USR1@120`).
+"""
 
 from __future__ import annotations
 
@@ -7,24 +11,30 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
+
 
 @contextmanager
-def held_back() -> Iterator[Callable[[], None]]:
-    """Hold Ctrl-C (SIGINT) back within the block; calling what it yields raises the KeyboardInterrupt that came.
+def held_back() -> Iterator[Callable[[], bool]]:
+    """Hold these signals back within the block; what it yields tells whether one came.
 
-    Outside the main thread Python receives no signals, and nothing is held back.
+    However many come, the block goes on: a second one tears nothing that is saved in it. Outside the main thread Python
+    receives no signals, and nothing is held back.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
-        return
     asked = threading.Event()
-    before = signal.signal(signal.SIGINT, lambda *_: asked.set())
-
-    def let_through() -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+    before = {number: signal.signal(number, lambda *_: asked.set()) for number in SIGNALS}
     try:
-        yield let_through
+        yield asked.is_set
     finally:
-        signal.signal(signal.SIGINT, before if before is not None else signal.default_int_handler)
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+def end_like_interrupt() -> None:
+    """Let SIGTERM and SIGHUP raise KeyboardInterrupt, as Ctrl-C does, for the rest of the process."""
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.default_int_handler)

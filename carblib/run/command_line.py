@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from carblib.base.errors import CarbError, nearest, refusals
+from carblib.base.interrupts import end_like_interrupt
 
 if TYPE_CHECKING:
     from carblib.params import Params
@@ -112,8 +113,9 @@ def run_and_exit(carb: click.Group, words: Sequence[str]) -> NoReturn:
     """Run a command line and exit with its code.
 
     A CarbError, a file the system refuses (no permission, a full disk) and a mistake in the command line print one line
-    and exit 2; Ctrl-C exits 130.
+    and exit 2; Ctrl-C, SIGTERM and SIGHUP exit 130.
     """
+    end_like_interrupt()
     try:
         with refusals():
             code = carb.main(list(words) or ["--help"], "carb", standalone_mode=False)

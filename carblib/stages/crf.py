@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from carblib.base.errors import CarbError
+from carblib.base.locks import only_writer
 from carblib.base.processes import deal, in_processes
 from carblib.base.progress import bar_options
 from carblib.base.stamps import settle
@@ -103,10 +104,11 @@ def refine_folder(
     """
     load_densecrf()  # asked here once, so that its absence is not told by every process
     now = refined_stamp(params, split, labels, SETTINGS | {"classes": len(split.class_set)})
-    names = settle(folder, now, "" if renew else params.command("masks", "--split", split.name, "--crf"))
-    todo = [split.names.index(name) for name in names]
-    if todo:
-        in_processes(_refine_share, deal(todo, processes), source, folder, split.name, params)
+    with only_writer(folder):
+        names = settle(folder, now, "" if renew else params.command("masks", "--split", split.name, "--crf"))
+        todo = [split.names.index(name) for name in names]
+        if todo:
+            in_processes(_refine_share, deal(todo, processes), source, folder, split.name, params)
     return folder
 
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from carblib.base import files
 from carblib.base.device import torch_device
 from carblib.base.errors import CarbError
+from carblib.base.locks import only_writer
 from carblib.base.progress import bar_options
 from carblib.base.stamps import settle
 from carblib.classes import CITYSCAPES, IGNORE, ClassSet
@@ -76,14 +77,15 @@ def predict_split(
     """
     needed = ["{}.png", "colour/{}.png", "overlay/{}.png"] if pictures else ["{}.png"]
     now = prediction_stamp(params, split, weights)
-    names = settle(folder, now, needed=needed)
-    for name in tqdm(names, desc=f"predict {split.name}", unit="image", **bar_options()):
-        image = split.image(split.names.index(name))
-        mask = predict_mask(network, image, params)
-        if pictures:
-            files.write_image(folder / "colour" / f"{name}.png", colour_mask(mask, split.class_set))
-            files.write_image(folder / "overlay" / f"{name}.png", overlay(image, mask, split.class_set))
-        write_mask(folder, name, mask, split.class_set)  # last: an image with a mask counts as done
+    with only_writer(folder):
+        names = settle(folder, now, needed=needed)
+        for name in tqdm(names, desc=f"predict {split.name}", unit="image", **bar_options()):
+            image = split.image(split.names.index(name))
+            mask = predict_mask(network, image, params)
+            if pictures:
+                files.write_image(folder / "colour" / f"{name}.png", colour_mask(mask, split.class_set))
+                files.write_image(folder / "overlay" / f"{name}.png", overlay(image, mask, split.class_set))
+            write_mask(folder, name, mask, split.class_set)  # last: an image with a mask counts as done
     return folder
 
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from carblib.base.device import torch_device
 from carblib.base.errors import CarbError
+from carblib.base.locks import only_writer
 from carblib.base.processes import deal, in_processes
 from carblib.base.progress import bar_options
 from carblib.base.stamps import settle
@@ -48,11 +49,12 @@ def export_masks(params: Params, split_name: str, processes: int = 1, local: boo
     folder = pseudo_mask_folder(plain, split_name, local)
     command = "" if renew else params.command("masks", "--split", split_name, *["--local"] * local)
     if local or not are_given(params, split_name):
-        names = settle(folder, mask_stamp(plain, split, labels, local), command)
-        todo = [split.names.index(name) for name in names]
-        if todo:
-            note_stretching(split.image(todo[0]), params.image_size)
-            in_processes(_export_share, deal(todo, processes), plain, split_name, labels, folder, local)
+        with only_writer(folder):
+            names = settle(folder, mask_stamp(plain, split, labels, local), command)
+            todo = [split.names.index(name) for name in names]
+            if todo:
+                note_stretching(split.image(todo[0]), params.image_size)
+                in_processes(_export_share, deal(todo, processes), plain, split_name, labels, folder, local)
     if not params.crf or local:
         return folder
     return refine_folder(folder, pseudo_mask_folder(params, split_name), split, labels, params, processes, renew)

@@ -7,8 +7,10 @@ state, for resuming), `final.pt` (the network) and, written last, `done.json`. W
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from carblib.base import files
 from carblib.base.device import torch_device
 from carblib.base.errors import CarbError, Interrupted
 from carblib.base.interrupts import held_back
+from carblib.base.locks import only_writer
 from carblib.base.progress import bar_options
 from carblib.base.stamps import NAME, read_stamp, write_stamp
 from carblib.data.batches import train_loader
@@ -34,7 +37,9 @@ from carblib.params import Params
 from carblib.step import Batch, Training, build, learning_rate, step
 from carblib.training.log import TrainingLog, append_rows, check_tensorboard
 from carblib.training.monitor import Monitor, watched_split
-from carblib.training.state import bare, is_done, plain_state, read_checkpoint, training_stamp
+from carblib.training.state import PREVIOUS, bare, is_done, plain_state, read_checkpoint, training_stamp
+
+TABLES = ("log.csv", "reliability.csv", "region_weights.csv")  # a checkpoint holds them as they were with it
 
 
 @dataclass
@@ -60,16 +65,11 @@ def train(params: Params, variant: str, shared: Shared | None = None, folder: Pa
         return folder
     shared = shared or share(params)
     training = assemble(params, shared)
-    resume(training, folder)
-    if training.fabric.is_global_zero and not (folder / NAME).exists():
-        write_stamp(folder / NAME, training_stamp(params))
-    try:
+    with only_writer(folder) if training.fabric.is_global_zero else nullcontext():
+        resume(training, folder)
+        if training.fabric.is_global_zero and not (folder / NAME).exists():
+            write_stamp(folder / NAME, training_stamp(params))
         run(training, folder, shared.monitor)
-    except KeyboardInterrupt:
-        save_checkpoint(training, folder)
-        if training.fabric.is_global_zero:
-            print(f"stopped at iteration {training.iteration}; {folder}/checkpoint.pt holds it: start again to go on")
-        raise Interrupted from None  # a notebook shows one line for it, a command ends with 130
     return folder
 
 
@@ -138,7 +138,11 @@ def assemble(params: Params, shared: Shared) -> Training:
 
 
 def run(training: Training, folder: Path, monitor: Monitor | None) -> None:
-    """Iterate to the end: log, watch the validation images, keep checkpoints, write the result last."""
+    """Iterate to the end: log, watch the validation images, keep checkpoints, write the result last.
+
+    Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 end the iteration, save a checkpoint and raise Interrupted. Raises CarbError
+    where the loss is not finite any more; the last good checkpoint stays.
+    """
     params, fabric = training.params, training.fabric
     main = fabric.is_global_zero
     split = open_split(params, params.train_split)
@@ -153,11 +157,18 @@ def run(training: Training, folder: Path, monitor: Monitor | None) -> None:
     log, shown = TrainingLog(folder, training.iteration, params.tensorboard) if main else None, {}
     training.network.train()
     bar = tqdm(total=params.iterations, initial=training.iteration, desc=folder.name, disable=not main, **bar_options())
-    with bar, held_back() as let_interrupt_through:
+    first_bad = torch.full((), torch.inf, device=fabric.device)  # on the device: asking it every time would wait for it
+    with bar, held_back() as stop_asked:
         for batch in loader:
             parts = step(training, batch)
             done, last = training.iteration, training.iteration == params.iterations
+            first_bad = torch.where(parts.total.detach().isfinite(), first_bad, first_bad.clamp(max=done))
+            stop = (
+                stop_asked() if fabric.world_size == 1 else done % params.log_every == 0 and _any(fabric, stop_asked())
+            )
             scores = {}
+            if last or stop or done % params.log_every == 0 or done % params.checkpoint_every == 0:
+                check_finite(first_bad, training, folder)
             if monitor and (done % params.val_every == 0 or last or done == params.warmup):
                 # The bare network: DistributedDataParallel's forward would wait for the other processes.
                 with fabric.autocast():
@@ -168,13 +179,33 @@ def run(training: Training, folder: Path, monitor: Monitor | None) -> None:
                 shown |= log.write(done, parts, learning_rate(params, done - 1), scores)
                 bar.set_postfix(shown, refresh=False)
             bar.update()
-            if main and (done % params.checkpoint_every == 0 or last):
+            if main and (done % params.checkpoint_every == 0 or last or stop):
                 save_checkpoint(training, folder)
-            let_interrupt_through()
+            if stop and not last:
+                if main:
+                    print(f"stopped at iteration {done}; {folder}/checkpoint.pt holds it: start again to go on")
+                raise Interrupted  # a notebook shows one line for it, a command ends with 130
     fabric.barrier()
     if main:
         log.close()
         finish(training, folder)
+
+
+def _any(fabric: Fabric, asked: bool) -> bool:
+    """Whether any process was asked to stop: all must stop at the same iteration."""
+    return bool(fabric.all_reduce(torch.tensor(float(asked), device=fabric.device), reduce_op="sum") > 0)
+
+
+def check_finite(first_bad: Tensor, training: Training, folder: Path) -> None:
+    """Raise CarbError where the loss was not finite at an iteration (`first_bad`; inf = never), or a weight is not."""
+    if not all(bool(weight.isfinite().all()) for weight in training.network.parameters()):
+        first_bad = first_bad.clamp(max=training.iteration)
+    if bool(first_bad.isfinite()):
+        kept = "the last good checkpoint is kept" if (folder / "checkpoint.pt").exists() else "nothing was saved"
+        raise CarbError(
+            f"{folder}: loss or weights are not finite at iteration {int(first_bad)}, {kept}; lower lr (now "
+            f"{training.params.lr}), then train anew: {training.params.command('train', '-p', 'lr', '…', '--renew')}"
+        )
 
 
 def weight_rows(training: Training) -> list[dict]:
@@ -201,16 +232,19 @@ def save_checkpoint(training: Training, folder: Path) -> None:
         "loss": training.loss.state_dict(),
         "generator": torch.get_rng_state(),
         "cuda_generators": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "tables": {name: (folder / name).read_text("utf-8") for name in TABLES if (folder / name).exists()},
     }
-    files.save_torch(folder / "checkpoint.pt", state)
+    path = folder / "checkpoint.pt"
+    if path.exists():
+        os.replace(path, folder / PREVIOUS)  # kept for the day the newest is damaged
+    files.save_torch(path, state)
 
 
 def resume(training: Training, folder: Path) -> None:
     """Take up a checkpoint if there is one. Raises CarbError if it can't be read or belongs to other parameters."""
-    path = folder / "checkpoint.pt"
-    if not path.exists():
+    if not (folder / "checkpoint.pt").exists() and not (folder / PREVIOUS).exists():
         return
-    state = read_checkpoint(path, training.params)
+    state, path = read_checkpoint(folder, training.params)
     load_weights(bare(training.network), state["network"], str(path))
     training.optimizer.load_state_dict(state["optimizer"])
     training.loss.load_state_dict(state["loss"])
@@ -219,6 +253,8 @@ def resume(training: Training, folder: Path) -> None:
     if state["cuda_generators"] and torch.cuda.device_count() == len(state["cuda_generators"]):
         torch.cuda.set_rng_state_all(state["cuda_generators"])
     if training.fabric.is_global_zero:
+        for name, text in state["tables"].items():
+            files.write_text(folder / name, text)
         print(f"{path}: resuming at iteration {training.iteration}")
 
 

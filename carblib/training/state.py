@@ -24,7 +24,8 @@ from carblib.data.sources import VERSIONS, contents, digests, mask_stamp, taught
 from carblib.network import SegmentationNetwork, build_network, load_weights
 from carblib.params import Params, resolve
 
-CHECKPOINT = frozenset("stamp params iteration network optimizer loss generator cuda_generators".split())
+PREVIOUS = "checkpoint.previous.pt"
+CHECKPOINT = frozenset("stamp params tables iteration network optimizer loss generator cuda_generators".split())
 
 
 def training_stamp(params: Params, labels: np.ndarray | None = None) -> Stamp:
@@ -98,15 +99,28 @@ def is_done(folder: Path, params: Params) -> bool:
     return files.read_json(folder / "done.json").get("stamp") == stamp.digest
 
 
-def read_checkpoint(path: Path, params: Params) -> dict[str, Any]:
-    """Read a checkpoint of a training with these parameters. Raises CarbError if it is none or one of others."""
-    state = files.load_torch(path)
-    if not isinstance(state, dict) or not state.keys() >= CHECKPOINT:
-        raise CarbError(f"{path}: is no checkpoint of a training; delete it to start anew")
-    stamp = check_same(path.parent, params)
-    if stamp is None or state["stamp"] != stamp.digest:
-        raise CarbError(f"{path}: is the checkpoint of another training than {NAME} beside it; delete it to start anew")
-    return state
+def read_checkpoint(folder: Path, params: Params) -> tuple[dict[str, Any], Path]:
+    """Return the newest whole checkpoint of a training of these parameters, and its path.
+
+    Where the newest is damaged, the one before it is taken, and a line says so. Raises CarbError where none is whole,
+    and for one of another training than the folder's stamp tells of.
+    """
+    paths, damaged = [path for path in (folder / "checkpoint.pt", folder / PREVIOUS) if path.exists()], []
+    stamp = check_same(folder, params)
+    for path in paths:
+        try:
+            state = files.load_torch(path)
+        except CarbError as error:
+            damaged.append(error)
+            continue
+        if not isinstance(state, dict) or not state.keys() >= CHECKPOINT:
+            raise CarbError(f"{path}: is no checkpoint of a training; delete it to start anew")
+        if stamp is None or state["stamp"] != stamp.digest:
+            raise CarbError(f"{path}: is of another training than {NAME} beside it; delete it to start anew")
+        if damaged:
+            print(f"{damaged[0]}; the checkpoint before it is taken")
+        return state, path
+    raise damaged[0]
 
 
 def load_trained(path: Path) -> tuple[SegmentationNetwork, Params]:
