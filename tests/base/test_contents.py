@@ -40,6 +40,11 @@ def test_unchanged_files_are_not_read_again(tmp_path, monkeypatch) -> None:
     )
     again = Contents(tmp_path / "table.json")
     assert again.digests(paths) == before and not [path for path in opened if path in map(str, paths)]
+    alone = tmp_path / "weights"
+    write_old(alone, b"large")
+    Contents(tmp_path / "table.json").digest(alone)
+    opened.clear()
+    assert Contents(tmp_path / "table.json").digest(alone) and str(alone) not in opened, "one is remembered as many are"
     write_old(paths[2], b"x")  # another content of the same size; only its time tells
     os.utime(paths[2], (time.time() - 30,) * 2)
     now = again.digests(paths)

@@ -281,3 +281,22 @@ def test_errors_are_one_line_in_ipython():
 def test_nearest():
     assert nearest("Lrr", ["lr", "crop"]) == "did you mean 'lr'?"
     assert nearest("zzz", ["lr", "crop"]) == ""
+
+
+def test_a_flipped_bit_in_weights_is_noticed_or_harmless(tmp_path) -> None:
+    path = tmp_path / "w.pt"
+    files.save_torch(path, {"a": torch.arange(5000.0), "b": [1, "x"], "c": torch.ones(3, 4, dtype=torch.bfloat16)})
+    whole, expected, noticed = path.read_bytes(), files.load_torch(path), 0
+    for place in np.random.default_rng(0).integers(0, len(whole) * 8, 100):
+        flipped = bytearray(whole)
+        flipped[place // 8] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        try:
+            found = files.load_torch(path)
+        except CarbError as error:
+            assert str(path) in str(error)
+            noticed += 1
+        else:
+            same = found["b"] == expected["b"] and all(torch.equal(found[key], expected[key]) for key in "ac")
+            assert same, "a bit that nothing depends on, or else silent"
+    assert noticed > 80

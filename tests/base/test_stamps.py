@@ -99,3 +99,11 @@ def test_a_damaged_stamp_is_never_believed(tmp_path) -> None:
 def test_order_of_images_does_not_matter_but_order_of_classes_does() -> None:
     assert compare(NOW, other(items=dict(reversed(NOW.items.items())))).none
     assert not compare(NOW, other(settings={**NOW.settings, "classes": NOW.settings["classes"][::-1]})).none
+
+
+def test_long_values_are_cut_where_they_differ() -> None:
+    rows = [[name, [name]] for name in ("road", "sidewalk", "building", "vegetation", "sky", "person", "car")]
+    before, now = (other(settings={"classes": order}) for order in (rows, [*rows[:5], rows[6], rows[5]]))
+    (said,) = compare(before, now).made_otherwise
+    old, new = said.removeprefix("classes ").split(" → ")
+    assert "person" in old and "car" in new.split("person")[0] and max(len(old), len(new)) < 70

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from small import small_params
+from trained import SIZE, assert_same_weights, rows, weights
 
 from carblib import step
 from carblib.base import files, interrupts
@@ -24,7 +23,6 @@ from carblib.data.feature_cache import FeatureCache
 from carblib.data.labels import ensure_labels
 from carblib.data.readers import open_split
 from carblib.params import Params
-from carblib.scenes.folders import write_scenes
 from carblib.stages.pseudo_masks import export_masks
 from carblib.training import loop as train
 from carblib.training.log import LOG_COLUMNS
@@ -32,7 +30,6 @@ from carblib.training.state import bare, is_done, load_trained, training_stamp
 from carblib.transforms import load_sized
 from carblib.variants import TRAINED
 
-SIZE = (64, 128)
 UNFROZEN = {"backbone_weights": "random", "freeze_backbone": False, "cache_features": False}
 # The killed and the uninterrupted run must compute alike: the same number of threads, hence the same sums.
 KILLED = """
@@ -56,41 +53,6 @@ for file in sys.argv[2:]:
         os._exit(0)
     print("ended by signal", os.WTERMSIG(os.waitpid(child, 0)[1]))
 """
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data") / "scenes"
-    for split, count in (("train", 6), ("val", 2)):
-        write_scenes(root, split, count, 0, SIZE)
-    return root
-
-
-@pytest.fixture
-def params(scenes: Path, random_clip_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Params]:
-    monkeypatch.setenv("CARB_HOME", str(tmp_path))
-    yield small_params(
-        run="tiny", root=str(scenes), clip=str(random_clip_file), image_size=SIZE, crop=SIZE, patch=(32, 32),
-        input_scale=1, aspp_dilations=(1, 2), path="dual", lr=0.05, warmup=2, iterations=8, batch_size=2, log_every=1,
-        val_every=4, val_images=0, checkpoint_every=4, monitor_images=1, device="cpu",
-        scenes_train=6, scenes_val=2, scenes_test=1,
-    )  # fmt: skip
-
-
-def rows(path: Path, *without: str) -> list[dict[str, str]]:
-    with path.open() as file:
-        return [{key: value for key, value in row.items() if key not in without} for row in csv.DictReader(file)]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return files.load_torch(folder / "final.pt")["network"]
-
-
-def assert_same_weights(one: Path, other: Path) -> None:
-    first, second = weights(one), weights(other)
-    assert first.keys() == second.keys()
-    different = [name for name in first if not torch.equal(first[name], second[name])]
-    assert not different
 
 
 # --- stopping and resuming -------------------------------------------------------------------------------------------
