@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_clip
+from random_clip import tiny_clip
 
 from carblib.base.errors import CarbError
 from carblib.clip_files import CLIP_MEAN, SMALL_CLIP, build_clip, clip

@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import tiny_clip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_clip import normalised, plain_features
+from random_clip import tiny_clip
 from small import small_params
 
 from carblib import masker as masker_module

@@ -32,7 +32,7 @@ import torch
 import trees
 import yaml
 from commands import carb
-from conftest import tiny_clip
+from random_clip import tiny_clip
 
 from carblib import masker
 from carblib.base.contents import digest_of
