@@ -132,7 +132,7 @@ def analyse(params: Params, split_name: str | None) -> None:
 @carb.command(epilog=example("carb status params/demo.yaml"))
 @takes_params
 def status(params: Params) -> None:
-    """What of a run is up to date, what is stale and why, what is missing."""
+    """What is up to date, what is stale and why, what is missing."""
     from carblib.stages.status import status as rows_of
 
     for row in rows_of(params):
@@ -169,7 +169,8 @@ def labels(params: Params, split_name: str | None, from_npy: Path | None, blank:
         path = image_labels.write_given(params, split, converted)
     else:
         path = image_labels.ensure_labels(params, split)
-    rows = image_labels.read_labels(path, split.class_set, split.names)
+    append = params.command("labels", "--split", split.name, "--add")
+    rows = image_labels.read_labels(path, split.class_set, split.names, append)
     image_labels.note_unlabelled(rows, split.names)
     print(f"{path}: {len(rows)} images, on average {rows.sum(1).mean():.1f} of {rows.shape[1]} classes")
 

@@ -36,6 +36,9 @@ class Contents:
 
     def digest(self, path: PathLike) -> str:
         """Return the digest of a file's content. Raises CarbError where it is missing or cannot be read."""
+        return self.digests([path])[0]
+
+    def _digest(self, path: PathLike) -> str:
         place = os.path.realpath(path)
         with refusals():
             if not os.path.isfile(place):
@@ -53,7 +56,7 @@ class Contents:
 
     def digests(self, paths: Iterable[PathLike]) -> list[str]:
         """Return the digests of files, and keep the table for the next time."""
-        found = [self.digest(path) for path in paths]
+        found = [self._digest(path) for path in paths]
         self.save()
         return found
 

@@ -13,6 +13,7 @@ What a person made (a CSV, masks, weights) is never touched.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -75,7 +76,7 @@ def compare(before: Stamp, now: Stamp) -> Changes:
     for key in dict.fromkeys([*now.settings, *before.settings]):
         old, new = (_text(stamp.settings.get(key)) for stamp in (before, now))
         if old != new:
-            words.append(f"{key} {_short(old)} → {_short(new)}")
+            words.append(f"{key} {_where_they_differ(old, new)} → {_where_they_differ(new, old)}")
     words += [f"other {what}" for what in dict.fromkeys([*now.upstream, *before.upstream])
               if before.upstream.get(what) != now.upstream.get(what)]  # fmt: skip
     return Changes(
@@ -147,5 +148,9 @@ def _text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=list)
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= 60 else f"{text[:57]}…"
+def _where_they_differ(text: str, other: str) -> str:
+    """A text, cut to what stands where it begins to differ from another one if it is long."""
+    if len(text) <= 60:
+        return text
+    start = max(0, len(os.path.commonprefix([text, other])) - 20)
+    return "…" * (start > 0) + text[start : start + 58] + "…" * (start + 58 < len(text))

@@ -63,8 +63,12 @@ def write_labels(path: Path, labels: Mapping[str, np.ndarray], class_set: ClassS
     write_csv(path, rows, ("name", *class_set.names))
 
 
-def read_labels(path: Path, class_set: ClassSet, names: Sequence[str]) -> np.ndarray:
+def read_labels(
+    path: Path, class_set: ClassSet, names: Sequence[str], add: str = "carb labels PARAMS_FILE --add"
+) -> np.ndarray:
     """Read image-level labels in the order of `names`: bool (N, C). The columns may come in any order.
+
+    add: the command that appends missing images, told where there are any.
 
     Raises CarbError, naming file and line, for classes or images that are unknown, missing or given twice, for values
     other than 0 and 1, and where no image holds any class.
@@ -91,8 +95,8 @@ def read_labels(path: Path, class_set: ClassSet, names: Sequence[str]) -> np.nda
     missing = [name for name in names if name not in found]
     if missing:
         raise CarbError(
-            f"{path}: no line for image '{missing[0]}' ({len(missing)} missing); write it, or have carb labels … --add "
-            "append what is missing and leave the other lines alone"
+            f"{path}: no line for image '{missing[0]}' ({len(missing)} missing); write it, or append what is missing "
+            f"and leave the other lines alone: {add}"
         )
     return np.array([found[name] for name in names], bool).reshape(len(names), len(class_set))
 
@@ -173,7 +177,8 @@ def training_labels(params: Params, split: Split) -> np.ndarray:
     """Return the labels (N, C) bool of a split in its order; with `gate: none` all classes everywhere, and no file."""
     if params.gate == "none":
         return np.ones((len(split), len(split.class_set)), bool)
-    return read_labels(ensure_labels(params, split), split.class_set, split.names)
+    add = params.command("labels", "--split", split.name, "--add")
+    return read_labels(ensure_labels(params, split), split.class_set, split.names, add)
 
 
 def convert_official(path: Path, class_set: ClassSet, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:

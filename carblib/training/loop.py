@@ -67,7 +67,7 @@ def train(params: Params, variant: str, shared: Shared | None = None, folder: Pa
     training = assemble(params, shared)
     with only_writer(folder) if training.fabric.is_global_zero else nullcontext():
         resume(training, folder)
-        if training.fabric.is_global_zero and not (folder / NAME).exists():
+        if training.fabric.is_global_zero and training.iteration == 0:
             write_stamp(folder / NAME, training_stamp(params))
         run(training, folder, shared.monitor)
     return folder

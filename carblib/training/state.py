@@ -59,11 +59,11 @@ def stamp_and_changes(folder: Path, params: Params, labels: np.ndarray | None = 
     Where the data are not there (results on another machine), the parameters alone are compared. Raises CarbError for
     weights that no stamp speaks of.
     """
+    if not any((folder / name).exists() for name in ("checkpoint.pt", PREVIOUS, "final.pt")):
+        return None, Changes()  # begun at most: there is nothing yet that could be stale
     before = read_stamp(folder / NAME)
     if before is None:
-        if (folder / "checkpoint.pt").exists() or (folder / "final.pt").exists():
-            raise CarbError(f"{folder}: holds a training, but no {NAME} says what of; move it, or choose another 'run'")
-        return None, Changes()
+        raise CarbError(f"{folder}: holds a training, but no {NAME} says what of; move it, or choose another 'run'")
     if params.data_root.is_dir():
         return before, compare(before, training_stamp(params, labels))
     settings = params.that_affect("training") | {"classes": before.settings.get("classes")}

@@ -1,4 +1,4 @@
-"""Make figures/published/explorer.png, for the README: `python tests/helpers/explorer_screenshot.py` after the demo has run.
+"""Make figures/published/explorer.png: `python tests/helpers/explorer_screenshot.py` after the demo has run.
 
 The explorer is opened in JupyterLab on this checkout's demo. Also prints how long a slider takes to a new picture.
 """

@@ -72,7 +72,7 @@ def test_an_export_goes_on_where_it_was_in_one_process_or_two(run):
     os.utime(paths[0], (1, 1))
     export_masks(run, "train", processes=2)
     assert {path: path.read_bytes() for path in folder.glob("*.png")} == before
-    assert paths[0].stat().st_mtime == 1 and not list(folder.glob(".*"))
+    assert paths[0].stat().st_mtime == 1 and not list(folder.glob(".*.tmp"))
     with pytest.raises(CarbError, match='masker "value_path" → "naclip"; to make them anew: carb masks .* --renew;'):
         export_masks(run.updated(masker="naclip"), "train")
 
