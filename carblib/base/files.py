@@ -14,6 +14,7 @@ import uuid
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -212,8 +213,36 @@ def read_image(path: PathLike) -> np.ndarray:
     raise CarbError(f"{path}: image mode {mode} is not 8-bit colour or grey; convert it to an 8-bit PNG or JPEG")
 
 
+@dataclass(frozen=True)
+class MaskPng:
+    """A PNG's raw values, (H, W) uint8 (grey or palette index), uint16 or int32, or (H, W, 3 or 4) uint8.
+
+    palette: the file's colours (n, 3) uint8 where values are indices. stretch: what a viewer multiplies grey values of
+    1, 2 or 4 bits by, so that the brightest is 255; else 1.
+    """
+
+    values: np.ndarray
+    palette: np.ndarray | None = None
+    stretch: int = 1
+
+    def colours(self) -> np.ndarray:
+        """Return what a viewer shows, (H, W, 3) uint8, of values of 8 bits."""
+        if self.values.ndim == 3:
+            return self.values[..., :3]
+        if self.palette is not None:
+            table = np.zeros((256, 3), np.uint8)
+            table[: len(self.palette)] = self.palette
+            return table[self.values]
+        return np.repeat((self.values * self.stretch)[..., None], 3, 2)
+
+
 def read_mask_png(path: PathLike) -> np.ndarray:
-    """Read a PNG's raw values: (H, W) uint8 (grey or palette index), uint16 or int32, or (H, W, 3 or 4) uint8.
+    """Read a PNG's raw values (`MaskPng`). Raises CarbError where it is missing, truncated or no PNG."""
+    return open_mask_png(path).values
+
+
+def open_mask_png(path: PathLike) -> MaskPng:
+    """Read a PNG's raw values and what they stand for.
 
     Raises CarbError for a file that is missing, truncated or no PNG (JPEG changes the values).
     """
@@ -222,18 +251,19 @@ def read_mask_png(path: PathLike) -> np.ndarray:
         with Image.open(path) as picture:
             kind, mode = picture.format, picture.mode
             values = np.array(picture) if kind == "PNG" and mode in _MASK_MODES else None
+            palette = np.array(picture.getpalette("RGB"), np.uint8).reshape(-1, 3) if mode == "P" else None
     except _DAMAGE as error:
         raise CarbError(f"{path}: truncated or not a PNG ({error}); download or copy it again") from error
     if values is None:
         raise CarbError(f"{path}: a {kind} file of mode {mode}; a mask must be a PNG of ids, indices or RGB colours")
-    if values.dtype == bool:
-        return values.astype(np.uint8)
     with open(path, "rb") as file:
         depth, colour_type = file.read(26)[24:26]
-    if colour_type == 0 and depth in (2, 4):
-        # Pillow stretches 2- and 4-bit grey to 0–255; the ids are the unstretched values.
-        return values // (255 // (2**depth - 1))
-    return values
+    stretch = 255 // (2**depth - 1) if colour_type == 0 and depth < 8 else 1
+    if values.dtype == bool:
+        values = values.astype(np.uint8)
+    elif stretch > 1:  # Pillow stretches grey of 2 and 4 bits
+        values = values // np.uint8(stretch)
+    return MaskPng(values, palette, stretch)
 
 
 def sha256(path: PathLike) -> str:

@@ -92,7 +92,7 @@ class TrainDataset(Dataset):
     def _pseudo_mask(self, index: int, own_size: tuple[int, int]) -> np.ndarray:
         # Of the base size, as we write them, or of the image's own: another shape is a mask of another image.
         name = self.split.names[index]
-        mask = read_mask(self.folder, name, len(self.split.class_set))
+        mask = read_mask(self.folder, name, self.split.class_set)
         if mask.shape not in (self.size, own_size):
             (height, width), (own_height, own_width) = mask.shape, own_size
             raise CarbError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from carblib.base.errors import CarbError, nearest
-from carblib.base.files import read_json, read_mask_png
-from carblib.classes import CAMVID, IGNORE, WILDDASH2, ClassSet
+from carblib.base.files import open_mask_png, read_json
+from carblib.classes import CAMVID, IGNORE, WILDDASH2, ClassSet, Colour
+from carblib.data.optimised_masks import packed, read_indices
 
 # --- CamVid --------------------------------------------------------------------------------------------------------
 
@@ -189,12 +190,13 @@ def own_indices(classes: int) -> dict[int, int]:
     return {value: value for value in range(classes)} | {IGNORE: IGNORE}
 
 
-def decode_index(path: Path, table: Mapping[int, int]) -> np.ndarray:
+def decode_index(path: Path, table: Mapping[int, int], palette: Sequence[Colour] = ()) -> np.ndarray:
     """Read an index mask and return its train ids, (H, W) uint8, 255 void.
 
-    Raises CarbError naming the file for a mask with channels and for a value that is not in `table`.
+    `palette`: colours of the values 0, 1, … where masks may carry them (`read_indices`). Raises CarbError naming the
+    file for a mask of other colours and for a value that is not in `table`.
     """
-    values = read_mask_png(path)
+    values = read_indices(path, table, palette)
     if values.ndim != 2:
         raise CarbError(f"{path}: a colour image, not an index mask; convert it to one class index per pixel")
     if values.max() > 255:
@@ -210,22 +212,25 @@ def decode_index(path: Path, table: Mapping[int, int]) -> np.ndarray:
 
 
 def decode_packed(path: Path, table: Mapping[int, int]) -> np.ndarray:
-    """Read an RGB mask, look up R + 256 G + 65536 B in `table` and return train ids, (H, W) uint8, 255 void.
+    """Read a mask of colours, look up R + 256 G + 65536 B in `table` and return train ids, (H, W) uint8, 255 void.
 
-    Raises CarbError naming the file for a mask that is not RGB and for a colour that is not in `table`.
+    A palette or grey values, which optimisers turn colours into, are colours as well. Raises CarbError naming the file
+    for a colour that is not in `table`.
     """
-    values = read_mask_png(path)
-    if values.ndim != 3:
-        raise CarbError(f"{path}: an index mask, where colours are expected; check which form of the dataset this is")
-    four = np.zeros((*values.shape[:2], 4), np.uint8)
-    four[..., :3] = values[..., :3]
-    packed = four.view("<u4")[..., 0]
+    png = open_mask_png(path)
+    index = f"{path}: an index mask, where colours are expected; check which form of the dataset this is"
+    plain = png.values.ndim == 2 and png.palette is None and png.stretch == 1
+    if plain and (png.values.dtype != np.uint8 or not png.values.any()):  # optimisers leave one bit of black
+        raise CarbError(index)
+    packed_colours = packed(png.colours())
     # One entry per colour there is, 0 = unknown. Zeroed memory costs nothing until a page of it is touched.
     lookup = np.zeros(1 << 24, np.uint16)
     lookup[np.fromiter(table.keys(), np.int64, len(table))] = np.fromiter(table.values(), np.uint16, len(table)) + 1
-    found = lookup[packed]
+    found = lookup[packed_colours]
     if not found.all():
-        key = int(packed[found == 0][0])
+        if png.values.ndim == 2:
+            raise CarbError(index)
+        key = int(packed_colours[found == 0][0])
         raise CarbError(f"{path}: colour {key & 255} {key >> 8 & 255} {key >> 16} (id {key}) is unknown; {_REMEDY}")
     return (found - 1).astype(np.uint8)
 

@@ -13,6 +13,8 @@ import numpy as np
 from carblib.base import files
 from carblib.base.errors import CarbError
 from carblib.classes import IGNORE, ClassSet
+from carblib.data.label_maps import own_indices
+from carblib.data.optimised_masks import read_indices
 from carblib.params import Params, resolve
 
 
@@ -48,15 +50,16 @@ def write_mask(folder: Path, name: str, mask: np.ndarray, class_set: ClassSet) -
     files.write_index_png(mask_path(folder, name), mask, class_set.palette)
 
 
-def read_mask(folder: Path, name: str, classes: int) -> np.ndarray:
-    """Read a mask (H, W) uint8 of train ids below `classes`, or 255.
+def read_mask(folder: Path, name: str, class_set: ClassSet) -> np.ndarray:
+    """Read a mask (H, W) uint8 of train ids of these classes, or 255; a lossless optimiser may have gone over it.
 
     Raises CarbError where it is missing or no mask of these classes, whoever made it.
     """
     path = mask_path(folder, name)
     if not path.is_file():
         raise CarbError(f"{path}: no such mask; make it first, or check the folder and the image names")
-    mask = files.read_mask_png(path)
+    classes = len(class_set)
+    mask = read_indices(path, own_indices(classes), class_set.palette)
     if mask.ndim != 2 or mask.dtype != np.uint8:
         raise CarbError(f"{path}: not an index PNG of train ids; write one channel of 8 bits")
     strange = mask[(mask >= classes) & (mask != IGNORE)]

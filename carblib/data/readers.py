@@ -139,7 +139,7 @@ def open_pictures(folder: Path, classes: ClassSet) -> Split:
     if not names:
         raise CarbError(f"{folder}: no such folder, or no pictures in it but masks/; check --images")
     images, masks = [found[name] for name in names], [None] * len(names)
-    decode = partial(label_maps.decode_index, table=label_maps.own_indices(len(classes)))
+    decode = partial(label_maps.decode_index, table=label_maps.own_indices(len(classes)), palette=classes.palette)
     return Split(folder.name or "pictures", classes, "pictures", names, images, masks, "only pictures are read", decode)
 
 
@@ -148,7 +148,7 @@ def open_pictures(folder: Path, classes: ClassSet) -> Split:
 
 def _open_camvid(root: Path, split: str, classes: ClassSet) -> _Found:
     _require_classes("camvid", classes, CAMVID)
-    indices = partial(label_maps.decode_index, table=label_maps.camvid_indices())
+    indices = partial(label_maps.decode_index, table=label_maps.camvid_indices(), palette=classes.palette)
     colours = partial(label_maps.decode_packed, table=label_maps.camvid_colours())
     carb, segnet, original = root / "img" / split, root / split, root / "701_StillsRaw_full"
     form = _one_of(root, split, {"CARB form": carb, "SegNet form": segnet, "original frames": original})
@@ -186,7 +186,7 @@ def _open_cityscapes(root: Path, split: str, classes: ClassSet) -> _Found:
 def _decode_cityscapes(path: Path) -> np.ndarray:
     train_ids = path.stem.endswith("_labelTrainIds")
     table = label_maps.own_indices(len(CITYSCAPES)) if train_ids else label_maps.cityscapes_label_ids()
-    return label_maps.decode_index(path, table)
+    return label_maps.decode_index(path, table, CITYSCAPES.palette if train_ids else ())
 
 
 def _open_wilddash2(root: Path, split: str, classes: ClassSet) -> _Found:
@@ -194,7 +194,8 @@ def _open_wilddash2(root: Path, split: str, classes: ClassSet) -> _Found:
     carb, package = root / "img" / split, root / "images"
     form = _one_of(root, split, {"CARB form": carb, "official package": package})
     if form == "CARB form":
-        indices = partial(label_maps.decode_index, table=label_maps.wilddash_indices(classes))
+        table = label_maps.wilddash_indices(classes)
+        indices = partial(label_maps.decode_index, table=table, palette=WILDDASH2.palette)
         return _paired(form, _images(carb), root / "mask" / split, "_labelTrainIds", indices)
     images = _of_split(_images(package), root, split, label_maps.wilddash_split)
     panoptic = label_maps.PanopticMasks(root / "panoptic.json", classes)
@@ -205,7 +206,9 @@ def _open_wilddash2(root: Path, split: str, classes: ClassSet) -> _Found:
 
 
 def _open_folder(root: Path, split: str, params: Params) -> _Found:
-    indices = partial(label_maps.decode_index, table=label_maps.own_indices(len(params.class_set)))
+    classes = params.class_set
+    table = label_maps.own_indices(len(classes))
+    indices = partial(label_maps.decode_index, table=table, palette=classes.palette)
     own, annot, masks = root / split, root / f"{split}annot", root / "masks"
     if own.is_dir():
         if annot.is_dir() and masks.is_dir():

@@ -89,6 +89,6 @@ def _disagreement(params: Params, split: Split, network: str) -> list[float]:
     ours, theirs = _folders(params, split, network)
     shares = []
     for name in split.names:
-        mask, other = (read_mask(folder, name, len(split.class_set)) for folder in (ours, theirs))
+        mask, other = (read_mask(folder, name, split.class_set) for folder in (ours, theirs))
         shares.append(float(np.mean(mask != resize_mask(other, mask.shape))))
     return shares

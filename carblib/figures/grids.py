@@ -234,14 +234,14 @@ def mask_examples(results: RunResults) -> Drawn:
 
 def _ways(results: RunResults, split: Split, name: str, no_labels: np.ndarray) -> dict[str, np.ndarray]:
     """Masks of one image by column title; without labels at all (gate: none) there are two ways only."""
-    told, classes = results.params.gate != "none", len(split.class_set)
+    told = results.params.gate != "none"
     masks = {"no labels": no_labels} if told else {}
     kinds = {"with labels" if told else "whole image": "pseudo_masks", "local views": "pseudo_masks_local"}
     for title, kind in kinds.items():
         folder = results.folder / kind / split.name
         if not mask_path(folder, name).is_file():
             raise Missing(f"{kind}/{split.name}/{name}.png is missing; notebook 02_pseudo_masks makes it")
-        masks[title] = read_mask(folder, name, classes)
+        masks[title] = read_mask(folder, name, split.class_set)
     return masks | _truth(results, split, image_index(split, name))
 
 
@@ -266,7 +266,7 @@ def _grid_row(results: RunResults, split: Split, columns: Sequence[str], rule: s
     index, masks, notes = image_index(split, name), {}, {}
     for variant in columns:
         path = prediction_path(results, variant, split.name, name)
-        masks[variant_label(variant)] = read_mask(path.parent, name, len(split.class_set))
+        masks[variant_label(variant)] = read_mask(path.parent, name, split.class_set)
         score = _score_of(results.evaluations.get(variant), name)
         notes[variant_label(variant)] = "" if score is None else f"mIoU {percent(score)}"
     return GridRow(rule, split.image(index), masks | _truth(results, split, index), notes)

@@ -117,7 +117,7 @@ def _refine_share(
 ) -> None:
     split = open_split(params, split_name)
     for i in tqdm(share, desc=f"{split_name} crf", unit="image", disable=not show, **bar_options()):
-        mask = read_mask(source, split.names[i], len(split.class_set))
+        mask = read_mask(source, split.names[i], split.class_set)
         image = load_sized(split.image(i), mask.shape).permute(1, 2, 0).numpy()
         refined = refine(image, mask, len(split.class_set))
         write_mask(folder, split.names[i], refined, split.class_set)

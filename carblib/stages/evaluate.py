@@ -106,7 +106,7 @@ def evaluate_folder(
     def predict(index: int) -> np.ndarray:
         if label_ids:
             return decode_index(paths[index], cityscapes_label_ids())
-        return read_mask(folder, split.names[index], len(split.class_set))
+        return read_mask(folder, split.names[index], split.class_set)
 
     made_from = compared(params, split, paths)
     return evaluate_masks(predict, split, params, variant, iteration, resize, _noted(folder), made_from)

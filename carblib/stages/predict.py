@@ -108,7 +108,7 @@ def write_submission(folder: Path, split: Split, destination: Path) -> Path:
         if train_id != IGNORE:
             label_ids[train_id] = label_id
     for name in tqdm(split.names, desc="submission", unit="image", **bar_options()):
-        mask = read_mask(folder, name, len(split.class_set))
+        mask = read_mask(folder, name, split.class_set)
         files.write_image(destination / f"{name}_pred_labelIds.png", label_ids[mask])
     return destination
 

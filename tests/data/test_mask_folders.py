@@ -7,15 +7,16 @@ from PIL import Image
 from small import small_params
 
 from carblib.base.errors import CarbError
-from carblib.classes import CAMVID
+from carblib.classes import CAMVID, class_set
 from carblib.data.mask_folders import missing, pseudo_mask_folder, read_mask, write_mask
 
+TEN = class_set([str(number) for number in range(10)])
 MASK = np.array([[0, 10, 255], [3, 3, 9]], np.uint8)
 
 
 def test_masks_come_back_as_they_were_with_their_palette(tmp_path):
     write_mask(tmp_path, "a.b_1", MASK, CAMVID)
-    assert np.array_equal(read_mask(tmp_path, "a.b_1", 11), MASK)
+    assert np.array_equal(read_mask(tmp_path, "a.b_1", CAMVID), MASK)
     with Image.open(tmp_path / "a.b_1.png") as picture:
         assert picture.mode == "P" and tuple(picture.convert("RGB").getpixel((1, 0))) == CAMVID.palette[10]
     assert missing(tmp_path, ["a.b_1", "a", "b"]) == [1, 2]
@@ -27,10 +28,10 @@ def test_masks_that_are_none_are_refused(tmp_path):
     trees.save(tmp_path / "deep.png", np.zeros((2, 2), np.uint16))
     (tmp_path / "cut.png").write_bytes((tmp_path / "high.png").read_bytes()[:40])
     with pytest.raises(CarbError, match="high.png: value 10 is no class"):
-        read_mask(tmp_path, "high", 10)
+        read_mask(tmp_path, "high", TEN)
     for name, said in (("rgb", "index PNG"), ("deep", "index PNG"), ("cut", "truncated"), ("none", "no such mask")):
         with pytest.raises(CarbError, match=f"{name}.png: .*{said}"):
-            read_mask(tmp_path, name, 11)
+            read_mask(tmp_path, name, CAMVID)
 
 
 def test_pseudo_masks_lie_where_figures_and_training_look(tmp_path, monkeypatch):

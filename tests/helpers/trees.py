@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import random
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,21 @@ def params(root: Path, dataset: str, classes: str | list = "camvid", **others) -
 def save(path: Path, array: np.ndarray) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(array).save(path)
+    return path
+
+
+def save_grey(path: Path, array: np.ndarray, bits: int) -> Path:
+    """Write a grey PNG of 1, 2 or 4 bits, which Pillow cannot: the values as they are."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width = array.shape
+    digits = (np.asarray(array, np.uint8)[..., None] >> np.arange(bits - 1, -1, -1)) & 1
+    rows = np.packbits(digits.reshape(height, width * bits), axis=1)
+    data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b""))
     return path
 
 

@@ -8,6 +8,7 @@ import pytest
 import trees
 
 from carblib.base.errors import CarbError
+from carblib.classes import CAMVID
 from carblib.data.mask_folders import read_mask, write_mask
 from carblib.data.readers import open_split
 from carblib.stages import crf
@@ -122,13 +123,13 @@ def test_a_folder_is_refined_once_and_resumed(tmp_path, monkeypatch):
     refine_folder(raw, folder, split, labels, params, processes=2)
     assert {path: path.read_bytes() for path in before} == before and first.stat().st_mtime == 1
     image = crf.load_sized(split.image(0), (24, 40)).permute(1, 2, 0).numpy()
-    expected = refine(image, read_mask(raw, split.names[0], 11), 11)
-    assert np.array_equal(read_mask(folder, split.names[0], 11), expected)
+    expected = refine(image, read_mask(raw, split.names[0], CAMVID), 11)
+    assert np.array_equal(read_mask(folder, split.names[0], CAMVID), expected)
     monkeypatch.setattr(crf, "SETTINGS", crf.SETTINGS | {"iterations": 3})
     with pytest.raises(CarbError, match="refined pseudo-masks made otherwise: crf .* → .* --crf --renew"):
         refine_folder(raw, folder, split, labels, params)
     assert first.stat().st_mtime == 1
     refine_folder(raw, folder, split, labels, params, renew=True)
     assert first.stat().st_mtime > 1
-    expected = refine(image, read_mask(raw, split.names[0], 11), 11)
-    assert np.array_equal(read_mask(folder, split.names[0], 11), expected)
+    expected = refine(image, read_mask(raw, split.names[0], CAMVID), 11)
+    assert np.array_equal(read_mask(folder, split.names[0], CAMVID), expected)

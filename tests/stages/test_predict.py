@@ -59,7 +59,7 @@ def test_a_folder_of_predictions(camvid, tmp_path):
     folder = predict_split(Fake().eval(), split, params, tmp_path / "out", "x")
     for i, name in enumerate(split.names):
         mask = predict_mask(Fake().eval(), split.image(i), params)
-        assert np.array_equal(read_mask(folder, name, 11), mask) and mask.shape == trees.SIZE
+        assert np.array_equal(read_mask(folder, name, CAMVID), mask) and mask.shape == trees.SIZE
         with Image.open(folder / f"{name}.png") as index, Image.open(folder / "colour" / f"{name}.png") as colour:
             assert np.array_equal(np.array(index.convert("RGB")), np.array(colour))
         with Image.open(folder / "overlay" / f"{name}.png") as picture:
@@ -81,7 +81,7 @@ def test_predictions_are_resumed_and_kinds_are_not_mixed(camvid, tmp_path, capsy
         os.utime(first, (1, 1))
         predict_split(Fake(), split, changed, folder, weights, pictures=False)
         assert first.stat().st_mtime > 1 and f"{said}; made anew: all" in capsys.readouterr().out
-        assert np.array_equal(read_mask(folder, split.names[0], 11), predict_mask(Fake(), split.image(0), changed))
+        assert np.array_equal(read_mask(folder, split.names[0], CAMVID), predict_mask(Fake(), split.image(0), changed))
 
 
 def test_pictures_that_were_not_asked_for_before_are_made(camvid, tmp_path):
@@ -114,7 +114,7 @@ def test_the_command_predicts_a_split_with_a_checkpoint(camvid, checkpoint, tmp_
     folder = tmp_path / "home/runs/r/predictions/paper/test"
     assert capsys.readouterr().out.splitlines()[-1] == str(folder)
     expected = predict_mask(load_trained(checkpoint)[0], split.image(1), params)
-    assert np.array_equal(read_mask(folder, split.names[1], 11), expected) and len(np.unique(expected)) > 1
+    assert np.array_equal(read_mask(folder, split.names[1], CAMVID), expected) and len(np.unique(expected)) > 1
 
 
 def test_a_folder_of_dash_cam_pictures_without_masks(camvid, checkpoint, tmp_path, monkeypatch):
@@ -125,7 +125,7 @@ def test_a_folder_of_dash_cam_pictures_without_masks(camvid, checkpoint, tmp_pat
     arguments = ["predict", file, "--checkpoint", checkpoint, "--images", str(tmp_path / "drive")]
     assert carb(*arguments) == 0
     folder = tmp_path / "home/runs/r/predictions/paper/drive"
-    assert read_mask(folder, "a", 11).shape == (15, 31) and read_mask(folder, "b", 11).shape == (40, 22)
+    assert read_mask(folder, "a", CAMVID).shape == (15, 31) and read_mask(folder, "b", 11).shape == (40, 22)
     assert (folder / "overlay" / "a.png").is_file()
     with pytest.raises(CarbError, match="--submission: needs the classes of cityscapes"):
         carb(*arguments, "--submission")
@@ -145,13 +145,13 @@ def test_predictions_of_other_pictures_are_not_handed_out(camvid, checkpoint, tm
 
     folder, said = predict(tmp_path / "a/pics")
     assert "anew" not in said
-    first = read_mask(folder, "x", 11)
+    first = read_mask(folder, "x", CAMVID)
     again, said = predict(tmp_path / "b/pics")
     assert again == folder and "1 image changed; made anew: theirs alone" in said
     beside, said = predict(tmp_path / "b/pics", "--out", str(tmp_path / "out"))
     assert beside == str(tmp_path / "out") and "anew" not in said
-    assert np.array_equal(read_mask(folder, "x", 11), read_mask(beside, "x", 11))
-    assert not np.array_equal(read_mask(folder, "x", 11), first)
+    assert np.array_equal(read_mask(folder, "x", CAMVID), read_mask(beside, "x", 11))
+    assert not np.array_equal(read_mask(folder, "x", CAMVID), first)
 
 
 @pytest.mark.parametrize(("where", "named"), [(".", "drive"), ("..", "drive"), ("../drive", "drive")])

@@ -13,6 +13,7 @@ from commands import carb
 from carblib.base.contents import digest_of
 from carblib.base.errors import CarbError
 from carblib.base.stamps import NAME, read_stamp
+from carblib.classes import CAMVID
 from carblib.data.labels import labels_path, write_labels
 from carblib.data.mask_folders import read_mask, write_mask
 from carblib.data.readers import open_split
@@ -37,7 +38,7 @@ def test_masks_are_the_masker_s_gated_by_the_labels_of_their_image(run, tmp_path
     folder = export_masks(run, "train")
     assert folder == tmp_path / "home/runs/r/pseudo_masks/train"
     for i, name in enumerate(split.names):
-        found = read_mask(folder, name, 11)
+        found = read_mask(folder, name, CAMVID)
         image = load_sized(split.image(i), (32, 64))[None]
         assert np.array_equal(found, masker(image, torch.from_numpy(labels[i])[None])[0].numpy())
     assert sorted(path.stem for path in folder.glob("*.png")) == split.names
@@ -50,7 +51,7 @@ def test_labels_gate_the_masks(run, capsys):
     path.parent.mkdir(parents=True)
     path.write_text("\n".join(rows) + "\n")
     folder = export_masks(run, "val")
-    assert {int(v) for name in trees.CAMVID_NAMES["val"] for v in np.unique(read_mask(folder, name, 11))} <= {2, 8}
+    assert {int(v) for name in trees.CAMVID_NAMES["val"] for v in np.unique(read_mask(folder, name, CAMVID))} <= {2, 8}
     first, second = (folder / f"{name}.png" for name in trees.CAMVID_NAMES["val"])
     os.utime(second, (1, 1))
     lines = path.read_text().splitlines()
@@ -58,9 +59,13 @@ def test_labels_gate_the_masks(run, capsys):
     capsys.readouterr()
     export_masks(run, "val")
     assert "val: 1 image changed; made anew: theirs alone" in capsys.readouterr().out
-    assert {int(v) for v in np.unique(read_mask(folder, first.stem, 11))} <= {0, 1, 8} and second.stat().st_mtime == 1
+    assert {int(v) for v in np.unique(read_mask(folder, first.stem, CAMVID))} <= {
+        0,
+        1,
+        8,
+    } and second.stat().st_mtime == 1
     free = export_masks(run.updated(run="free", gate="none"), "val")
-    assert len({int(v) for name in trees.CAMVID_NAMES["val"] for v in np.unique(read_mask(free, name, 11))}) > 1
+    assert len({int(v) for name in trees.CAMVID_NAMES["val"] for v in np.unique(read_mask(free, name, CAMVID))}) > 1
 
 
 def test_an_export_goes_on_where_it_was_in_one_process_or_two(run):
@@ -110,7 +115,7 @@ def test_local_masks_have_a_folder_of_their_own(run, tmp_path):
     split, masker = open_split(run, "val"), build_masker(run)
     labels = torch.from_numpy(np.bincount(split.mask(0).ravel(), minlength=256)[:11] > 0)
     expected = tiled_local_masks(masker, load_sized(split.image(0), (32, 64)), labels, (16, 24), 1.5)
-    assert middle_scale(run) == 1.5 and np.array_equal(read_mask(folder, split.names[0], 11), expected.numpy())
+    assert middle_scale(run) == 1.5 and np.array_equal(read_mask(folder, split.names[0], CAMVID), expected.numpy())
 
 
 @pytest.mark.skipif(importlib.util.find_spec("pydensecrf") is None, reason="pydensecrf is not installed (extra 'crf')")
@@ -122,7 +127,7 @@ def test_the_command_refines_into_another_folder(run, tmp_path, capsys):
     assert folder == str(tmp_path / "home/runs/r/pseudo_masks_crf/val")
     assert how.endswith(f"carb train {file} -p crf true"), "what a training needs to read them"
     for name in trees.CAMVID_NAMES["val"]:
-        raw, refined = (read_mask(tmp_path / f"home/runs/r/{kind}/val", name, 11) for kind in FOLDERS)
+        raw, refined = (read_mask(tmp_path / f"home/runs/r/{kind}/val", name, CAMVID) for kind in FOLDERS)
         assert set(np.unique(refined)) <= set(np.unique(raw))
     with pytest.raises(CarbError, match="give one of the two"):
         carb("masks", file, "--crf", "--local")
@@ -142,9 +147,9 @@ def test_masks_of_others_are_never_written_only_refined(run, tmp_path):
     if importlib.util.find_spec("pydensecrf"):
         refined = export_masks(given.updated(crf=True), "train")
         assert refined == tmp_path / "home/runs/r/pseudo_masks_crf/train"
-        mask = read_mask(folder, split.names[1], 11)
+        mask = read_mask(folder, split.names[1], CAMVID)
         image = load_sized(split.image(1), (24, 40)).permute(1, 2, 0).numpy()
-        assert np.array_equal(read_mask(refined, split.names[1], 11), refine(image, mask, 11))
+        assert np.array_equal(read_mask(refined, split.names[1], CAMVID), refine(image, mask, 11))
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from carblib.base import files
 from carblib.base.errors import CarbError
+from carblib.classes import CAMVID
 from carblib.data.mask_folders import read_mask
 from carblib.infer import predict_mask
 from carblib.network import build_network
@@ -50,7 +51,7 @@ def test_every_training_and_both_kinds_of_masks_are_measured(params: Params) -> 
     assert len({str(one["confusion"]) for one in found.values()}) == 4, "each is measured on masks of its own"
     network = load_trained(params.run_dir / "train/plain/final.pt")[0]
     folder = params.run_dir / "predictions/plain/test"
-    assert np.array_equal(read_mask(folder, split.names[0], 11), predict_mask(network, split.image(0), params))
+    assert np.array_equal(read_mask(folder, split.names[0], CAMVID), predict_mask(network, split.image(0), params))
     assert not (folder / "colour").exists()
 
 
