@@ -125,7 +125,7 @@ def test_a_folder_of_dash_cam_pictures_without_masks(camvid, checkpoint, tmp_pat
     arguments = ["predict", file, "--checkpoint", checkpoint, "--images", str(tmp_path / "drive")]
     assert carb(*arguments) == 0
     folder = tmp_path / "home/runs/r/predictions/paper/drive"
-    assert read_mask(folder, "a", CAMVID).shape == (15, 31) and read_mask(folder, "b", 11).shape == (40, 22)
+    assert read_mask(folder, "a", CAMVID).shape == (15, 31) and read_mask(folder, "b", CAMVID).shape == (40, 22)
     assert (folder / "overlay" / "a.png").is_file()
     with pytest.raises(CarbError, match="--submission: needs the classes of cityscapes"):
         carb(*arguments, "--submission")
@@ -150,7 +150,7 @@ def test_predictions_of_other_pictures_are_not_handed_out(camvid, checkpoint, tm
     assert again == folder and "1 image changed; made anew: theirs alone" in said
     beside, said = predict(tmp_path / "b/pics", "--out", str(tmp_path / "out"))
     assert beside == str(tmp_path / "out") and "anew" not in said
-    assert np.array_equal(read_mask(folder, "x", CAMVID), read_mask(beside, "x", 11))
+    assert np.array_equal(read_mask(folder, "x", CAMVID), read_mask(beside, "x", CAMVID))
     assert not np.array_equal(read_mask(folder, "x", CAMVID), first)
 
 
