@@ -75,12 +75,17 @@ def write_json(path: PathLike, obj: Any) -> None:
 
 def write_csv(path: PathLike, rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = None) -> None:
     """Write rows atomically as CSV; the columns are those of all rows in order of first appearance; None is empty."""
+    write_text(path, csv_text(rows, columns))
+
+
+def csv_text(rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = None) -> str:
+    """Return what `write_csv` writes."""
     names = list(columns) if columns is not None else list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text(path, text.getvalue())
+    return text.getvalue()
 
 
 def write_index_png(path: PathLike, mask: np.ndarray, palette: Sequence[Sequence[int]]) -> None:

@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from carblib.base.contents import digest_of
 from carblib.base.errors import CarbError, nearest
-from carblib.base.files import write_csv, write_text
+from carblib.base.files import csv_text, write_bytes, write_text
 from carblib.base.progress import bar_options
-from carblib.base.stamps import Changes, compare, read_stamp, write_stamp
+from carblib.base.stamps import Changes, Stamp, compare, read_stamp, write_stamp
 from carblib.classes import ClassSet
 from carblib.data.npy_labels import read_npy_labels
 from carblib.data.readers import IMAGE_SUFFIXES, Split
@@ -57,10 +57,14 @@ def note_unlabelled(labels: np.ndarray, names: Sequence[str]) -> None:
 
 def write_labels(path: Path, labels: Mapping[str, np.ndarray], class_set: ClassSet) -> None:
     """Write image-level labels, name → (C,) of 0/1, as CSV."""
+    write_text(path, _text(labels, class_set))
+
+
+def _text(labels: Mapping[str, np.ndarray], class_set: ClassSet) -> str:
     rows = [
         {"name": name, **dict(zip(class_set.names, map(int, row), strict=True))} for name, row in sorted(labels.items())
     ]
-    write_csv(path, rows, ("name", *class_set.names))
+    return csv_text(rows, ("name", *class_set.names))
 
 
 def read_labels(
@@ -139,9 +143,8 @@ def ensure_labels(params: Params, split: Split) -> Path:
         if not path.is_file():
             raise CarbError(f"{path}: no such file, but `labels` names it; write it, or set labels: '' to derive it")
         return path
-    note = path.with_suffix(".json")
-    before = read_stamp(note) if path.is_file() else None
-    if path.is_file() and (before is None or before.upstream["csv"] != digest_of(path.read_bytes())):
+    note, before = path.with_suffix(".json"), _note_of(path)
+    if path.is_file() and before is None:
         return path
     if not split.has_masks:
         if path.is_file():
@@ -156,11 +159,19 @@ def ensure_labels(params: Params, split: Split) -> Path:
     if changes is None or not changes.none:
         known = _still_right(path, split, changes)
         derived = derive_labels(split, [name for name in split.names if name not in known])
-        write_labels(path, known | derived, split.class_set)
-        write_stamp(note, replace(now, upstream={"csv": digest_of(path.read_bytes())}))
+        text = _text(known | derived, split.class_set)
+        path.unlink(missing_ok=True)  # a file without the note that speaks of it would be taken for a person's
+        write_stamp(note, replace(now, upstream={"csv": digest_of(text.encode())}))
+        write_text(path, text)
         if before:
             print(f"{path}: {changes}; derived anew")
     return path
+
+
+def _note_of(path: Path) -> Stamp | None:
+    """Return what derived labels were made from; None for a file that a person wrote, or changed afterwards."""
+    note = read_stamp(path.with_suffix(".json")) if path.is_file() else None
+    return note if note and note.upstream["csv"] == digest_of(path.read_bytes()) else None
 
 
 def _still_right(path: Path, split: Split, changes: Changes | None) -> dict[str, np.ndarray]:
@@ -243,14 +254,17 @@ def add_labels(params: Params, split: Split) -> tuple[Path, int]:
     rows, columns = _read_rows(path, split.class_set)
     known = {row[columns["name"]] for row in rows[1:]}
     lacking = [name for name in split.names if name not in known]
+    if not lacking or (path.parent == params.run_dir / "labels" and _note_of(path)):
+        return ensure_labels(params, split), len(lacking)  # what we derived is derived again, and stays ours
     added = derive_labels(split, lacking) if split.has_masks else blank_labels(split)
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    before = path.read_bytes()
+    end = "\r\n" if b"\r\n" in before else "\n"
+    writer = csv.writer(text, lineterminator=end)
     for name in lacking:
         values = {"name": name, **dict(zip(split.class_set.names, map(int, added[name]), strict=True))}
         writer.writerow([values[column.strip()] for column in rows[0]])
-    before = path.read_text("utf-8")
-    write_text(path, before + ("" if before.endswith("\n") else "\n") + text.getvalue())
+    write_bytes(path, before + (("" if before.endswith(b"\n") else end) + text.getvalue()).encode())
     return path, len(lacking)
 
 

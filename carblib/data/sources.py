@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from carblib.base.contents import Contents
+from carblib.base.errors import CarbError
 from carblib.base.stamps import Stamp, joined
 from carblib.clip_files import clip_digest
-from carblib.data.mask_folders import are_given, mask_path, pseudo_mask_folder
+from carblib.data.mask_folders import are_given, mask_path, missing, pseudo_mask_folder
 from carblib.data.readers import Split
 from carblib.params import Params
 
@@ -70,8 +71,13 @@ def taught_stamp(params: Params, split: Split, labels: np.ndarray) -> Stamp:
     if not are_given(params, split.name):
         return mask_stamp(params, split, labels)
     folder = pseudo_mask_folder(params.updated(crf=False), split.name)
-    paths = [mask_path(folder, name) for name in split.names]
-    masks = digests(params, split.names, [path if path.is_file() else None for path in paths])
+    lacking = missing(folder, split.names)
+    if lacking:
+        raise CarbError(
+            f"{mask_path(folder, split.names[lacking[0]])}: no such pseudo-mask ({len(lacking)} missing); "
+            "`pseudo_masks` names this folder: write them, or set pseudo_masks: '' for CLIP's"
+        )
+    masks = digests(params, split.names, [mask_path(folder, name) for name in split.names])
     images = image_digests(params, split)
     settings = {"classes": _classes(params, split)}
     items = {name: joined([images[name], masks[name]]) for name in split.names}
@@ -80,7 +86,7 @@ def taught_stamp(params: Params, split: Split, labels: np.ndarray) -> Stamp:
 
 def prediction_stamp(params: Params, split: Split, network: str) -> Stamp:
     """Return what predictions of a split are made from; network: digest of the weights."""
-    settings = params.that_affect("inference")
+    settings = params.that_affect("inference") | {"classes": list(split.class_set.names)}
     return Stamp("predictions", VERSIONS["predictions"], settings, {"network": network}, image_digests(params, split))
 
 

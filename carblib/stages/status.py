@@ -38,9 +38,10 @@ class Row(NamedTuple):
 def status(params: Params) -> Iterator[Row]:
     """Say of each artefact of a run, in the order in which they are made, whether it is what would be made now."""
     train, measured = open_split(params, params.train_split), evaluation_split(params)
-    yield _labels(params, train)
+    of_labels = _labels(params, train)
+    yield of_labels
     yield _analysis(params, train)
-    labels = _known_labels(params, train)
+    labels = _known_labels(params, train) if of_labels.state == UP_TO_DATE else None
     if params.path == "single" and not are_given(params, train.name):
         yield _masks(params.updated(crf=False), train, labels)
         if params.crf:

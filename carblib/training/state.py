@@ -23,6 +23,7 @@ from carblib.data.readers import open_split
 from carblib.data.sources import VERSIONS, contents, digests, mask_stamp, taught_stamp
 from carblib.network import SegmentationNetwork, build_network, load_weights
 from carblib.params import Params, resolve
+from carblib.variants import TRAINED
 
 PREVIOUS = "checkpoint.previous.pt"
 CHECKPOINT = frozenset("stamp params tables iteration network optimizer loss generator cuda_generators".split())
@@ -75,6 +76,8 @@ def check_same(folder: Path, params: Params) -> Stamp | None:
     before, changes = stamp_and_changes(folder, params)
     if not changes.none:
         renew = params.command("train", "--variant", folder.name, "--renew")
+        if folder.name not in TRAINED:
+            renew = "delete it"  # a cell of the ablations
         raise CarbError(
             f"{folder}: trained on other things: {changes}; to train anew: {renew}; or choose another 'run'"
         )

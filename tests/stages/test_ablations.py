@@ -111,7 +111,9 @@ def test_finished_cells_are_skipped_and_rows_hold_the_measurements(
     shutil.rmtree(group.run_dir / "train" / "paper-seed1")
     assert run_ablations(params) == rows and calls == ["share", "dual paper-seed1 +"]
 
-    with pytest.raises(CarbError, match="plain-seed0: trained on other things: lr 0.05 → 0.1;"):
+    with pytest.raises(
+        CarbError, match="plain-seed0: trained on other things: lr 0.05 → 0.1; to train anew: delete it;"
+    ):
         run_ablations(params.updated(lr=0.1))
     calls.clear()
     shutil.move(tmp_path / "runs", tmp_path / "elsewhere" / "runs")

@@ -290,31 +290,6 @@ def run(command: str) -> None:
     carb(*shlex.split(command))
 
 
-# Cells that do not hold yet, each a known gap of the mechanism; strict, so that a gap that is closed must leave the list.
-GAPS = {
-    "test_what_happens[own crf of own: image added]",
-    "test_what_happens[own finished of own: image added]",
-    "test_what_happens[own crf of own: image renamed]",
-    "test_what_happens[own finished of own: image renamed]",
-    "test_what_happens[own crf of own: own mask missing]",
-    "test_what_happens[own finished of own: own mask missing]",
-    "test_status_says_what_the_commands_would_do[mask corrected]",
-    "test_status_says_what_the_commands_would_do[classes reordered]",
-    "test_status_says_what_the_commands_would_do[class renamed]",
-    "test_status_says_what_the_commands_would_do[class added]",
-    "test_missing_rows_are_appended_and_all_others_kept_to_the_byte[of a spreadsheet]",
-    "test_rows_appended_to_derived_labels_leave_them_derived",
-    "test_a_stop_while_labels_are_written_leaves_them_derived[2]",
-    "test_a_stop_while_labels_are_written_leaves_them_derived[3]",
-}
-
-
-@pytest.fixture(autouse=True)
-def known_gaps(request: pytest.FixtureRequest) -> None:
-    if request.node.name in GAPS:
-        request.applymarker(pytest.mark.xfail(strict=True, reason="a known gap"))
-
-
 @pytest.fixture(scope="module", autouse=True)
 def hurry() -> Iterator[None]:
     """Hundreds of commands read the same two CLIPs, and their files need not survive a power cut."""
