@@ -58,6 +58,9 @@ class ClassSet:
         return tuple(i for i, small in enumerate(self.small) if small)
 
 
+_TAKEN = {"name": "an image's name", "all": "all classes together"}
+
+
 def _from_hex(colour: Any) -> Any:
     written = isinstance(colour, str) and re.fullmatch("#[0-9a-fA-F]{6}", colour)
     return list(bytes.fromhex(colour[1:])) if written else colour
@@ -94,6 +97,9 @@ def class_set(spec: str | list[dict[str, Any]]) -> ClassSet:
     if not isinstance(spec, list | tuple) or not 2 <= len(spec) <= 255:
         raise CarbError("classes: give a known name or a list of 2 to 255 entries {name, words, colour, small}")
     own = _build("own", spec)
+    for place, name in enumerate(own.names):
+        if name in _TAKEN:
+            raise CarbError(f"classes[{place}]: '{name}' stands for {_TAKEN[name]} in our tables; choose another name")
     for what, values in (("name", own.names), ("colour", own.palette)):
         for place, value in enumerate(values):
             if value in values[:place]:

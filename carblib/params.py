@@ -27,7 +27,7 @@ from pydantic import (
 )
 
 from carblib.base.errors import CarbError, nearest, refusals
-from carblib.base.files import read_yaml
+from carblib.base.files import parse_yaml, read_yaml
 from carblib.base.progress import is_live
 from carblib.classes import ClassSet, class_set
 from carblib.variants import TRAINED, VARIANTS, WEAK
@@ -217,7 +217,11 @@ class Params(BaseModel):
     @field_validator("classes", mode="before")
     @classmethod
     def _are_classes(cls, value: Any) -> Any:
-        value = _from_text(value)
+        try:
+            if isinstance(value, str) and value.strip().startswith("["):
+                value = parse_yaml(f"classes: {value}", _text_keys())["classes"]
+        except Exception as error:  # YAML's, as in `_from_text`
+            raise ValueError("is no list that can be read") from error
         try:
             class_set(value)
         except CarbError as error:
@@ -386,6 +390,12 @@ def notebook_params(namespace: Mapping[str, Any]) -> Params:
     }
     if "base" in literals:
         raise CarbError("base: papermill's -f cannot follow it; give the file as -p params_file <file>")
+    for name, value in literals.items():
+        if name in _text_keys() and type(value) in (int, float, bool):
+            raise CarbError(
+                f"{name}: a text that came as {value!r}, perhaps not as written; under papermill give it raw, "
+                f"-r {name} <text>, in a cell in quotes"
+            )
     try:
         return load_params(namespace.get("params_file", "params/demo.yaml"), literals)
     except CarbError as error:
@@ -411,10 +421,17 @@ def _read_file(path: str | os.PathLike[str], readers: tuple[Path, ...] = ()) -> 
 
 def _read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     with refusals():
-        content = read_yaml(find_params(path))
+        content = read_yaml(find_params(path), _text_keys())
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise CarbError(f"{path}: must be lines of 'key: value', one per parameter; see params/demo.yaml")
     return content
+
+
+def _text_keys() -> set[str]:
+    """The keys of a parameters file whose values are texts, those of a class and `base` among them."""
+    return {name for name, field in Params.model_fields.items() if field.annotation is str} | {
+        "base", "classes", "name", "words"
+    }  # fmt: skip
 
 
 def find_params(path: str | os.PathLike[str]) -> Path:

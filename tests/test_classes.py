@@ -86,3 +86,9 @@ def test_an_unknown_class_names_the_nearest():
     assert CAMVID.index("pole") == 2
     with pytest.raises(CarbError, match="did you mean 'sidewalk'"):
         CAMVID.index("sidewalks")
+
+
+@pytest.mark.parametrize("taken", ["name", "all"])
+def test_a_class_cannot_be_called_as_a_column_of_ours(taken):
+    with pytest.raises(CarbError, match=rf"classes\[1\]: '{taken}' stands for .*; choose another name"):
+        class_set(["road", taken])

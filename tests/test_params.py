@@ -217,7 +217,7 @@ CACHED = "cache_features: true\nfreeze_backbone: true\nphotometric: false\nresiz
         ("ablation_seeds: 3", ["write a list: [3]"]),
         ("seed: 99999999999999999999999", ["'seed'", "less than or equal to 4294967295"]),
         ("ablation_seeds: [0, 4294967296]", ["'ablation_seeds[1]'", "4294967295"]),
-        ("run: 2024-13-45", ["month must be in"]),
+        ("lr: 2024-13-45", ["month must be in"]),
         (f"crop: {'x' * 5000}", ["'crop' cannot be 'xxx", "write [H, W]"]),
     ],
 )
@@ -334,3 +334,39 @@ def test_folders(tmp_path, monkeypatch):
     assert Params(root="$SOME_DATA/camvid").data_root == Path("/far/away/camvid")
     monkeypatch.delenv("SOME_DATA")
     assert "SOME_DATA is not set" in message(lambda: Params(root="${SOME_DATA}/camvid").data_root)
+
+
+TEXTS = ["2024_01_15", "0012", "1e3", "on", "yes", "2024-01-15", "0x1F", "12:30:45", "007", "1_000", "5", "4.0"]
+
+
+@pytest.mark.parametrize("text", [text for text in TEXTS if ":" not in text])
+def test_texts_are_what_was_written(tmp_path, text):
+    path = write(tmp_path, f"base: {FOLDER}/demo.yaml\nrun: {text}\ntrain_split: {text}\n")
+    p = load_params(path)
+    assert (p.run, p.train_split) == (text, text) == (load_params(path, {"run": text}).run, text)
+    assert load_params(write(tmp_path, p.to_yaml())) == p
+    (tmp_path / text).write_text(f"base: {FOLDER}/demo.yaml\n")
+    assert load_params(write(tmp_path, f"base: {text}\n")).dataset == "scenes"
+
+
+def test_class_names_are_what_was_written(tmp_path):
+    names = [*TEXTS, "null_", "a"]
+    texts = f"classes: [{', '.join(f'{{name: {name}, words: [{name}, no]}}' for name in names)}]\n"
+    classes = load_params(write(tmp_path, f"base: {FOLDER}/demo.yaml\n{texts}")).class_set
+    assert classes.names == tuple(names) and classes.words[1] == ("0012", "no")
+    bare = load_params(write(tmp_path, f"base: {FOLDER}/demo.yaml\nclasses: [on, 0012, {{name: x, small: yes}}]\n"))
+    assert bare.class_set.names == ("on", "0012", "x") and bare.class_set.small == (False, False, True)
+    assert load_params(FOLDER / "demo.yaml", {"classes": "[on, 0012, no]"}).class_set.names == ("on", "0012", "no")
+
+
+def test_numbers_stay_numbers_beside_texts_of_the_same_anchor(tmp_path):
+    path = write(tmp_path, f"base: {FOLDER}/demo.yaml\nseed: &n 0012\nrun: *n\nlabels: ''\nmask_window: null\n")
+    p = load_params(path)
+    assert (p.seed, p.run, p.mask_window) == (10, "0012", None)
+
+
+def test_a_text_that_papermill_made_a_number_is_refused():
+    for value in (20240115, 12.0, True):
+        said = message(lambda value=value: notebook_params({"run": value}))
+        assert f"run: a text that came as {value!r}" in said and "-r run <text>" in said
+    assert notebook_params({"run": "2024_01_15", "seed": 3}).run == "2024_01_15"

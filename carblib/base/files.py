@@ -13,7 +13,7 @@ import struct
 import uuid
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -154,11 +154,15 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_yaml(path: PathLike) -> Any:
-    """Read a YAML file of plain values. Raises CarbError where it is missing, no UTF-8, no YAML, or repeats a key."""
+def read_yaml(path: PathLike, texts: Container[str] = ()) -> Any:
+    """Read a YAML file of plain values. Raises CarbError where it is missing, no UTF-8, no YAML, or repeats a key.
+
+    `texts`: keys, at whatever depth, whose value, or the items of whose list, are texts: taken as they are written,
+    where YAML would turn 2024_01_15 and 0012 into other numbers, and yes into true.
+    """
     path = _existing(path)
     try:
-        return yaml.load(path.read_bytes().decode("utf-8"), Loader=_UniqueKeys)
+        return parse_yaml(path.read_bytes().decode("utf-8"), texts)
     except UnicodeDecodeError as error:
         raise CarbError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     except RecursionError as error:
@@ -166,6 +170,32 @@ def read_yaml(path: PathLike) -> Any:
     except Exception as error:  # YAML's own, and whatever a constructor raises for a date or number that is none
         reason = str(error).replace('in "<unicode string>",', "at")
         raise CarbError(f"{path}: not readable as YAML ({reason}); mend that line") from error
+
+
+def parse_yaml(text: str, texts: Container[str] = ()) -> Any:
+    """Return what a text of YAML holds, `texts` as in `read_yaml`; raises what PyYAML raises."""
+    loader = _UniqueKeys(text)
+    node = loader.get_single_node()
+    return None if node is None else loader.construct_document(_as_written(node, texts, False, {}))
+
+
+def _as_written(node: yaml.Node, texts: Container[str], is_text: bool, seen: dict[tuple[int, bool], yaml.Node]) -> Any:
+    """Return a node of YAML whose scalars that are texts by their key will be; null stays null."""
+    if (id(node), is_text) in seen:  # an alias of a node, which may be one of thousands
+        return seen[id(node), is_text]
+    if isinstance(node, yaml.MappingNode):
+        made = yaml.MappingNode(node.tag, [], node.start_mark, node.end_mark)
+        seen[id(node), is_text] = made
+        made.value += [(key, _as_written(value, texts, key.value in texts, seen)) for key, value in node.value]
+    elif isinstance(node, yaml.SequenceNode):
+        made = yaml.SequenceNode(node.tag, [], node.start_mark, node.end_mark)
+        seen[id(node), is_text] = made
+        made.value += [_as_written(item, texts, is_text, seen) for item in node.value]
+    elif is_text and node.tag != "tag:yaml.org,2002:null":
+        made = yaml.ScalarNode("tag:yaml.org,2002:str", node.value, node.start_mark, node.end_mark)
+    else:
+        made = node
+    return made
 
 
 def load_torch(path: PathLike) -> Any:

@@ -8,7 +8,6 @@ file with 0 everywhere, to be filled in), or converted from the official code's 
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +17,13 @@ from tqdm import tqdm
 
 from carblib.base.contents import digest_of
 from carblib.base.errors import CarbError, nearest
-from carblib.base.files import csv_text, write_bytes, write_text
+from carblib.base.files import csv_text, write_text
 from carblib.base.progress import bar_options
 from carblib.base.stamps import Changes, Stamp, compare, read_stamp, write_stamp
 from carblib.classes import ClassSet
 from carblib.data.npy_labels import read_npy_labels
 from carblib.data.readers import IMAGE_SUFFIXES, Split
+from carblib.data.sheets import Sheet, read_sheet, truth
 from carblib.data.sources import label_stamp
 from carblib.params import Params, resolve
 
@@ -72,28 +72,31 @@ def read_labels(
 ) -> np.ndarray:
     """Read image-level labels in the order of `names`: bool (N, C). The columns may come in any order.
 
+    Spreadsheets' ways are read too (`carblib.data.sheets`): semicolons or tabs, TRUE and x, empty cells as 0.
     add: the command that appends missing images, told where there are any.
 
     Raises CarbError, naming file and line, for classes or images that are unknown, missing or given twice, for values
     other than 0 and 1, and where no image holds any class.
     """
-    rows, columns = _read_rows(Path(path), class_set)
+    sheet, columns = _read_sheet(Path(path), class_set)
     known, found = set(names), {}
-    for line, row in enumerate(rows[1:], 2):
+    for line, row in sheet.rows:
         where = f"{path}, line {line}"
-        if len(row) != len(rows[0]):
-            raise CarbError(f"{where}: {len(row)} columns under a header of {len(rows[0])}; write one 0 or 1 per class")
+        if len(row) != len(sheet.header):
+            raise CarbError(
+                f"{where}: {len(row)} columns under a header of {len(sheet.header)}; write one 0 or 1 per class"
+            )
         name = row[columns["name"]]
         if name not in known:
             hint = nearest(name, names) or "remove the line, or check `root` and the split"
             raise CarbError(f"{where}: no image '{name}' in the split; {hint}")
         if name in found:
             raise CarbError(f"{where}: image '{name}' is given twice; remove one line")
-        values = [row[columns[label]].strip() for label in class_set.names]
-        if not set(values) <= {"0", "1"}:
-            bad = next(i for i, value in enumerate(values) if value not in ("0", "1"))
-            raise CarbError(f"{where}: '{values[bad]}' for class '{class_set.names[bad]}'; write 0 or 1")
-        found[name] = [value == "1" for value in values]
+        values = [truth(row[columns[label]]) for label in class_set.names]
+        if None in values:
+            label = class_set.names[values.index(None)]
+            raise CarbError(f"{where}: '{row[columns[label]]}' for class '{label}'; write 0 or 1")
+        found[name] = values
     if found and not any(any(row) for row in found.values()):
         raise CarbError(f"{path}: no image holds a class; write 1 for each class an image holds")
     missing = [name for name in names if name not in found]
@@ -105,24 +108,24 @@ def read_labels(
     return np.array([found[name] for name in names], bool).reshape(len(names), len(class_set))
 
 
-def _read_rows(path: Path, class_set: ClassSet) -> tuple[list[list[str]], dict[str, int]]:
+def _read_sheet(path: Path, class_set: ClassSet) -> tuple[Sheet, dict[str, int]]:
+    """Read a file of labels and return the place of every column in it."""
     if not path.is_file():
         raise CarbError(f"{path}: no such file of image-level labels; carb labels makes it")
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = [row for row in csv.reader(file) if row]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise CarbError(f"{path}: not readable as CSV ({error}); save it as comma-separated UTF-8") from error
-    header = [column.strip() for column in rows[0]] if rows else []
-    expected = ("name", *class_set.names)
+    sheet, expected = read_sheet(path, "name"), ("name", *class_set.names)
+    where = f"{path} ({sheet.note})" if sheet.note else str(path)
     for column in expected:
-        if column not in header:
-            raise CarbError(f"{path}: no column '{column}'; the header must be name,{','.join(class_set.names)}")
-    for place, column in enumerate(header):
-        if column not in expected or column in header[:place]:
+        if column not in sheet.header:
+            there = ", ".join(sheet.header[:6]) + ", …" * (len(sheet.header) > 6)
+            wanted = f"the header must be name,{','.join(class_set.names)}"
+            raise CarbError(f"{where}: no column '{column}' among {there or 'none'}; {wanted}")
+    for place, column in enumerate(sheet.header):
+        if column not in expected or column in sheet.header[:place]:
             hint = nearest(column, expected) if column not in expected else "it is given twice"
-            raise CarbError(f"{path}: column '{column}' is no class; {hint or 'remove it'}")
-    return rows, {column: place for place, column in enumerate(header)}
+            raise CarbError(f"{where}: column '{column}' is no class; {hint or 'remove it'}")
+    if sheet.note:
+        print(f"{path}: {sheet.note}; save it as UTF-8 where letters come out wrong")
+    return sheet, {column: place for place, column in enumerate(sheet.header)}
 
 
 def labels_path(params: Params, split: str) -> Path:
@@ -251,20 +254,17 @@ def add_labels(params: Params, split: Split) -> tuple[Path, int]:
     such file, or it is not readable as labels of these classes.
     """
     path = labels_path(params, split.name)
-    rows, columns = _read_rows(path, split.class_set)
-    known = {row[columns["name"]] for row in rows[1:]}
+    sheet, columns = _read_sheet(path, split.class_set)
+    known = {row[columns["name"]] for _, row in sheet.rows}
     lacking = [name for name in split.names if name not in known]
     if not lacking or (path.parent == params.run_dir / "labels" and _note_of(path)):
         return ensure_labels(params, split), len(lacking)  # what we derived is derived again, and stays ours
     added = derive_labels(split, lacking) if split.has_masks else blank_labels(split)
-    text = io.StringIO()
-    before = path.read_bytes()
-    end = "\r\n" if b"\r\n" in before else "\n"
-    writer = csv.writer(text, lineterminator=end)
+    rows = []
     for name in lacking:
         values = {"name": name, **dict(zip(split.class_set.names, map(int, added[name]), strict=True))}
-        writer.writerow([values[column.strip()] for column in rows[0]])
-    write_bytes(path, before + (("" if before.endswith(b"\n") else end) + text.getvalue()).encode())
+        rows.append([values[column] for column in sheet.header])
+    sheet.append(rows)
     return path, len(lacking)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -116,6 +117,9 @@ def run_and_exit(carb: click.Group, words: Sequence[str]) -> NoReturn:
     and exit 2; Ctrl-C, SIGTERM and SIGHUP exit 130.
     """
     end_like_interrupt()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a locale of ASCII alone must not stop work over a name
     try:
         with refusals():
             code = carb.main(list(words) or ["--help"], "carb", standalone_mode=False)
