@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from carblib.base.contents import Contents
 from carblib.base.errors import CarbError, nearest
-from carblib.base.files import load_torch, sha256
+from carblib.base.files import load_torch, sha256, state_dict_of
 from carblib.params import resolve
 
 try:
@@ -158,7 +158,7 @@ def _read_state(path: Path, fingerprint: str) -> dict[str, Tensor]:
             warnings.simplefilter("ignore")  # torch.jit is deprecated, OpenAI's files are as they are
             state = torch.jit.load(path, map_location="cpu").state_dict()
     else:
-        state = load_torch(path)
+        state = state_dict_of(load_torch(path))
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CarbError(f"{path}: not a state dict (names and tensors); give the state dict of a CLIP model")
     return state

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from carblib.base.errors import CarbError
-from carblib.base.files import load_torch
+from carblib.base.files import load_torch, state_dict_of
 from carblib.params import Params, resolve
 from carblib.transforms import IMAGENET_MEAN, IMAGENET_STD
 
@@ -166,9 +166,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return safetensors.torch.load_file(path)
         except (SafetensorError, OSError, ValueError) as error:
             raise CarbError(f"{path}: no such file, or a damaged one ({error}); check backbone_weights") from error
-    loaded = load_torch(path)
-    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
-        loaded = loaded["state_dict"]
+    loaded = state_dict_of(load_torch(path))
     if not isinstance(loaded, dict) or not loaded:
         raise CarbError(f"{path}: holds no state dict (names with tensors); choose a file of weights")
     return loaded

@@ -23,6 +23,7 @@ import yaml
 from PIL import Image, ImageOps
 
 from carblib.base.errors import CarbError, refusals
+from carblib.base.numpy_data import STAND_INS
 
 PathLike = str | os.PathLike[str]
 
@@ -201,7 +202,8 @@ def _as_written(node: yaml.Node, texts: Container[str], is_text: bool, seen: dic
 def load_torch(path: PathLike) -> Any:
     """Read tensors and plain containers on the CPU, never running code of the file (weights_only).
 
-    Raises CarbError for a missing or truncated file and for a pickle that holds anything but tensors and containers.
+    NumPy's scalars come as Python's numbers. Raises CarbError for a missing or truncated file and for a pickle that
+    holds anything but tensors and containers.
     """
     import torch
 
@@ -211,7 +213,8 @@ def load_torch(path: PathLike) -> Any:
     if zipfile.is_zipfile(path):
         _check_archive(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(STAND_INS):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen types here, all of them about the file
         # torch explains at length, and advises to switch its protection off.
         if isinstance(error, pickle.UnpicklingError) or zipfile.is_zipfile(path):
@@ -219,6 +222,14 @@ def load_torch(path: PathLike) -> Any:
         else:
             why = "truncated or no torch file; download or copy it again"
         raise CarbError(f"{path}: {why}") from error
+
+
+def state_dict_of(loaded: Any) -> Any:
+    """Return the state dict of a checkpoint: bare, or under "state_dict", less the "module." of parallel training."""
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
+    if isinstance(state, dict) and state and all(str(key).startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    return state
 
 
 def _check_archive(path: Path) -> None:

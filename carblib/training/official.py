@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from carblib import __version__
 from carblib.base.errors import CarbError
-from carblib.base.files import load_torch, save_torch
+from carblib.base.files import load_torch, save_torch, state_dict_of
 from carblib.classes import ClassSet
 from carblib.network import KeyReport, SegmentationNetwork, build_network, compare_keys, load_weights
 from carblib.params import Params
@@ -61,13 +61,15 @@ def _renamed(key: str, prefixes: tuple[tuple[str, str], ...] | list[tuple[str, s
 
 
 def read_official(path: Path) -> OfficialCheckpoint:
-    """Read an official checkpoint, never running code of the file. Raises CarbError where it is not one."""
-    loaded = load_torch(path)
-    weights = loaded.get("state_dict") if isinstance(loaded, dict) else None
+    """Read an official checkpoint, or the state dict alone, never running code of the file.
+
+    Raises CarbError where it is not one.
+    """
+    weights = state_dict_of(load_torch(path))
     text = weights.get("decode_head.text_embeddings") if isinstance(weights, dict) else None
     if not isinstance(text, Tensor) or text.dim() != 2:
         raise CarbError(
-            f"{path}: no official CARB checkpoint, it lacks state_dict with decode_head.text_embeddings; "
+            f"{path}: no official CARB checkpoint, it lacks decode_head.text_embeddings, a matrix; "
             "give one saved by the official training"
         )
     blocks = sum(key.startswith("backbone.layer3.") and key.endswith(".conv1.weight") for key in weights)

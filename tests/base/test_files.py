@@ -160,6 +160,57 @@ def test_torch_files_are_tensors_only(tmp_path, monkeypatch):
     assert not (tmp_path / "pwned").exists()
 
 
+SCALARS = [
+    np.float64(0.01),
+    np.float32(0.5),
+    np.int64(-3),
+    np.uint8(7),
+    np.bool_(True),
+    np.str_("Straße"),
+    np.float16(2),
+]
+
+
+@pytest.mark.parametrize("form", ["today's", "before torch 1.6", "of NumPy 1"])
+def test_numpy_s_scalars_are_read_as_plain_numbers(tmp_path, form):
+    torch.save({"meta": SCALARS}, tmp_path / "a.pt", _use_new_zipfile_serialization=form == "today's")
+    if form == "of NumPy 1":
+        data = (tmp_path / "a.pt").read_bytes()
+        (tmp_path / "a.pt").write_bytes(data.replace(b"numpy._core.multiarray\n", b"numpy.core.multiarray\n"))
+    read = files.load_torch(tmp_path / "a.pt")["meta"]
+    assert read == [value.item() for value in SCALARS]
+    assert [type(value) for value in read] == [float, float, int, int, bool, str, float]
+
+
+class Reduced:
+    def __init__(self, *parts):
+        self.parts = parts
+
+    def __reduce__(self):
+        return self.parts
+
+
+SCALAR = np.float64(1).__reduce__()[0]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Reduced(SCALAR, (np.dtype("f8"), b"short")),
+        Reduced(SCALAR, (np.dtype("O"), {})),
+        Reduced(SCALAR, ("f8", b"12345678")),
+        Reduced(np.dtype, ("O", False, True)),
+        Reduced(np.dtype, ("U999999999", False, True)),
+        np.zeros(3, object),
+        np.dtype([("a", "O")]),
+        np.datetime64("2024-01-01"),
+    ],
+)
+def test_scalars_that_are_none_are_refused(tmp_path, value):
+    torch.save({"meta": value}, tmp_path / "a.pt")
+    fails(lambda: files.load_torch(tmp_path / "a.pt"), tmp_path / "a.pt", "refused")
+
+
 def test_torch_s_long_explanations_are_cut(tmp_path):
     path = tmp_path / "a.pt"
     torch.save({"w": Malicious()}, path)
