@@ -348,7 +348,7 @@ def figures(
 ) -> int:
     """All figures and tables of a run, again from its results.
 
-    No model runs; what is not made is named with what it needs. Ends with 1 where results could not be read.
+    No model runs; what is not made is named with what it needs. Ends with 1 where one failed.
     """
     import dataclasses
 
@@ -366,7 +366,7 @@ def figures(
     out = out or results.figures_dir
     outcomes = [] if only_tables else draw_all(results, out, only)
     for outcome in outcomes:
-        state = outcome.path or f"{'NOT READABLE' if outcome.damaged else 'not made'}: {outcome.reason}"
+        state = outcome.path or f"{'FAILED' if outcome.damaged else 'not made'}: {outcome.reason}"
         print(f"{outcome.name:24} {state}")
     if not only:
         written = write_tables(results, out)

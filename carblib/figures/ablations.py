@@ -31,6 +31,8 @@ def masker_comparison(results: RunResults) -> Drawn:
     if not results.maskers:
         raise Missing("maskers.json names no masker; notebook 02_pseudo_masks compares them")
     caption = "Pseudo-masks by masker, best first: mIoU, mean over the small classes, and seconds per image."
+    if all(row["miou"] is None for row in results.maskers):
+        raise Missing("no score in maskers.json is known: all that was measured is void")
     best = max(results.maskers, key=lambda row: row["miou"] or 0)
     alt = f"Bars per masker; best {best['masker'].replace('_', ' ')} with {percent(best['miou'])} % mIoU."
     record = figure_record(results.params, caption, alt, best["split"], best["images"])
@@ -86,9 +88,10 @@ def ablations(results: RunResults) -> Drawn:
     if len(paths) * len(maskers) > 1:
         caption += " The ceiling depends on neither path nor masker and is drawn once."
     variants = {row["variant"]: None for row in rows}
-    means = {
-        v: np.mean([row["miou"] for row in rows if row["variant"] == v and row["miou"] is not None]) for v in variants
-    }
+    scores = {v: [row["miou"] for row in rows if row["variant"] == v and row["miou"] is not None] for v in variants}
+    means = {variant: np.mean(own) for variant, own in scores.items() if own}
+    if not means:
+        raise Missing("no score in ablations.json is known: all that was measured is void")
     words = ", ".join(f"{variant_label(variant)} {percent(mean)}" for variant, mean in means.items())
     alt = f"Dot plot of mIoU and small-class mean per variant. Mean mIoU in percent: {words}."
     trained = ", ".join(variant for variant in variants if not variant.startswith("pseudo_masks"))

@@ -19,7 +19,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from carblib.classes import ClassSet
 from carblib.figures.captions import Drawn, figure_record
 from carblib.figures.style import FAINT, GRID, INK, SHARE_MAP, bold_small, class_colours, new_figure, paper_style
-from carblib.results.saved import RunResults, numbers
+from carblib.results.saved import Missing, RunResults, numbers
 from carblib.results.words import COLUMN, PAGE
 
 Analysis = dict[str, Any]
@@ -109,6 +109,8 @@ def classes_per_image(results: RunResults) -> Drawn:
 @paper_style()
 def object_sizes(results: RunResults) -> Drawn:
     """Sizes of objects (connected components) per class."""
+    if not any(results.analysis["object_areas"].values()):
+        raise Missing(f"split {results.analysis['split']} has no objects: no class is in its masks")
     figure = new_figure(COLUMN, 0.9 + 0.165 * len(results.params.class_set))
     draw_object_sizes(figure.subplots(), results.analysis, results.params.class_set, results.contrast)
     caption = (
@@ -236,6 +238,10 @@ def draw_object_sizes(axes: Axes, analysis: Analysis, class_set: ClassSet, contr
         areas = numbers(analysis["object_areas"].get(name, [])) / image
         if len(areas):
             rows.append((name, 100 * areas, colours[c], class_set.small[c]))
+    if not rows and not contrast:
+        axes.text(0.5, 0.5, "no object in this split", ha="center", va="center", transform=axes.transAxes)
+        axes.set(title="Object sizes", xticks=(), yticks=())
+        return
     rows.sort(key=lambda row: -pixel_quantiles(row[1])[2])
     if contrast and contrast.get("object_areas"):
         rows.append((contrast["name"], 100 * numbers(contrast["object_areas"]), CONTRAST_COLOUR, False))

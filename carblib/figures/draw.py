@@ -5,11 +5,13 @@ They are written to figures/<run>/<name>.png, .pdf and .json; the figures are th
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from carblib.base.errors import CarbError, nearest
+from carblib.base.errors import CarbError, nearest, one_line
+from carblib.base.files import write_text
 from carblib.figures.captions import save_figure
 from carblib.figures.table import FIGURES, TABLE
 from carblib.results.saved import Missing, RunResults, load_results
@@ -18,7 +20,7 @@ from carblib.results.tables import write_tables
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one figure: its PNG, or why there is none; `damaged` where results are there but not readable."""
+    """What became of one figure: its PNG, or why there is none; `damaged` where its results cannot be drawn."""
 
     name: str
     path: Path | None
@@ -29,7 +31,7 @@ class Outcome:
 def make_all(run_dir: Path) -> list[Path]:
     """Bring every figure and table of a run up to date with its results; return the PNGs of the figures there are.
 
-    Raises CarbError where results cannot be read, after all others were drawn.
+    Raises CarbError where a figure failed, after all others were drawn.
     """
     results = load_results(run_dir)
     outcomes = draw_all(results, results.figures_dir, keep=True)
@@ -62,6 +64,20 @@ def draw_all(results: RunResults, folder: Path, only: Sequence[str] = (), keep: 
             outcomes.append(Outcome(figure.name, save_figure(drawn, stem, record)[0]))
         except Missing as missing:
             outcomes.append(Outcome(figure.name, None, str(missing)))
-        except CarbError as error:
-            outcomes.append(Outcome(figure.name, None, str(error), damaged=True))
+        except Exception as error:  # no figure keeps the others from being drawn
+            outcomes.append(Outcome(figure.name, None, note_failure(results, figure.name, error), damaged=True))
+            continue
+        failure_path(results.folder, figure.name).unlink(missing_ok=True)
     return outcomes
+
+
+def failure_path(run_dir: Path, figure: str) -> Path:
+    """Return where it is noted how a figure failed; there is no such file for one that was drawn or has no results."""
+    return run_dir / "errors" / f"figure_{figure}.txt"
+
+
+def note_failure(results: RunResults, figure: str, error: Exception) -> str:
+    """Write down how a figure failed, and return it in one line; an error that is none of ours names the file."""
+    path = failure_path(results.folder, figure)
+    write_text(path, "".join(traceback.format_exception(error)))
+    return str(error) if isinstance(error, CarbError) else f"{one_line(error)}; how it came to it stands in {path}"

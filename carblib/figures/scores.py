@@ -6,7 +6,7 @@ Names of small classes are bold.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,7 @@ Evaluation = dict[str, Any]
 
 def iou_per_class(results: RunResults) -> Drawn:
     """IoU per class of all variants."""
-    shown = [*results.evaluations.values()]
+    shown = _measured(results.evaluations.values())
     caption = "IoU per class, sorted by pixel share, with 95 % bootstrap intervals over images; small classes bold."
     alt = "Grouped bars of IoU per class. " + _scores_in_words(shown)
     return _captioned(results, shown, iou_bars(shown, results.params.class_set), caption + _told(results, shown), alt)
@@ -49,7 +49,7 @@ def iou_per_class(results: RunResults) -> Drawn:
 
 def pseudo_mask_iou(results: RunResults) -> Drawn:
     """IoU per class of CLIP's masks."""
-    shown = _masks(results)
+    shown = _measured(_masks(results))
     caption = (
         "Quality of CLIP's pseudo-masks per class, sorted by pixel share, from the whole image and from zoomed local "
         "views, with 95 % bootstrap intervals over images; small classes bold."
@@ -61,6 +61,7 @@ def pseudo_mask_iou(results: RunResults) -> Drawn:
 def object_size_curves(results: RunResults) -> Drawn:
     """Recall and IoU of small objects against their size, all variants."""
     shown = [*results.evaluations.values()]
+    _require_objects(shown)
     caption = (
         "Recall (at least half of the object's pixels found) and IoU of the small classes' objects against their size; "
         "n counts objects. An object is a connected component." + _told(results, shown)
@@ -74,6 +75,7 @@ def zoom_recovers(results: RunResults) -> Drawn:
     shown = _masks(results)
     if len(shown) < 2:
         raise Missing("pseudo-masks from local views were not measured; notebook 02_pseudo_masks does it")
+    _require_objects(shown)
     caption = (
         "Small objects found (at least half of their pixels), and how well outlined, by size: CLIP's masks of the "
         "whole image and of zoomed local views. n counts objects, which are connected components of a small class."
@@ -87,9 +89,10 @@ def gain_over_pseudo_masks(results: RunResults) -> Drawn:
     measured, main = results.evaluations, main_evaluation(results)
     if "pseudo_masks_global" not in measured:
         raise Missing(f"the pseudo-masks were not evaluated on split {main['split']}; notebook 04 does it")
-    base = measured["pseudo_masks_global"]
+    (base,) = _measured([measured["pseudo_masks_global"]])
     shown = [e for variant, e in measured.items() if variant not in ("pseudo_masks_global", "ceiling")]
     caption = "IoU gained over CLIP's whole-image pseudo-masks per class, in points, sorted by pixel share; small bold."
+    _measured([main])
     points = 100 * (main["miou"] - base["miou"])
     alt = f"Dot plot of gains per class. Mean gain of {variant_label(main['variant'])}: {points:+.1f} points."
     figure = gain_over(base, shown, results.params.class_set)
@@ -99,6 +102,7 @@ def gain_over_pseudo_masks(results: RunResults) -> Drawn:
 def confusion(results: RunResults) -> Drawn:
     """Confusion matrix of the network that stands for the run."""
     main, classes = main_evaluation(results), results.params.class_set
+    _measured([main])
     caption = (
         f"Confusion of {variant_label(main['variant'])}, row-normalised: of a true class's pixels, the percentage "
         "predicted as each class. Cells under 0.5 % are left empty."
@@ -146,6 +150,21 @@ def _is_mask(evaluation: Mapping[str, Any]) -> bool:
 def _masks(results: RunResults) -> list[Evaluation]:
     """CLIP's masks as measured by notebook 02, on the validation split."""
     return [evaluation for evaluation in results.validation.values() if _is_mask(evaluation)]
+
+
+def _measured(evaluations: Iterable[Evaluation]) -> list[Evaluation]:
+    """Return those in which any class has a score; raise Missing where none has: all that was measured is void."""
+    measured = [*evaluations]
+    shown = [evaluation for evaluation in measured if evaluation["miou"] is not None]
+    if measured and not shown:
+        raise Missing(f"no pixel of split {measured[0]['split']} has a class, so no score is known")
+    return shown
+
+
+def _require_objects(shown: Sequence[Evaluation]) -> None:
+    if not any(sum(evaluation["objects"]["all_small"]["count"]) for evaluation in shown):
+        why = "no class counts as small" if not shown[0]["small_ids"] else "no small class has an object there"
+        raise Missing(f"split {shown[0]['split']} has no small objects to show: {why}")
 
 
 def _told(results: RunResults, shown: Sequence[Evaluation]) -> str:

@@ -6,13 +6,17 @@ Widths are those of the common two-column formats (AAAI, CVPR: 3.25 and 6.875 in
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import io
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.text import Text
@@ -30,8 +34,15 @@ INK, FAINT, GRID = "#222222", "#767676", "#dddddd"
 SPARE_COLOURS = ("#d55e00", "#882255", "#999933", "#332288", "#aa4499", "#117733")
 MARKERS = ("o", "s", "D", "^", "v", ">", "<", "P", "X")
 
+# For letters that DejaVu Sans lacks, those of these that are installed.
+OTHER_SCRIPTS = (
+    "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans JP", "Noto Sans SC", "Noto Sans KR", "Source Han Sans",
+    "IPAexGothic", "WenQuanYi Zen Hei", "Hiragino Sans", "PingFang SC", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic",
+    "Noto Sans Devanagari", "Noto Sans Bengali", "Noto Sans Thai", "Nirmala UI", "Arial Unicode MS",
+)  # fmt: skip
+
 _SETTINGS = {
-    "font.family": "DejaVu Sans",
+    "text.parse_math": False,  # a class may be called "$_sign"
     "font.size": 8,
     "text.color": INK,
     "axes.labelcolor": INK,
@@ -73,9 +84,22 @@ _SETTINGS = {
 }
 
 
-def paper_style() -> AbstractContextManager[None]:
-    """Return matplotlib's settings of this style as a context manager, which also serves as a decorator."""
-    return matplotlib.rc_context(_SETTINGS)
+@contextlib.contextmanager
+def paper_style() -> Iterator[None]:
+    """Within the block, or the function decorated with it, matplotlib has this style's settings and its own defaults.
+
+    Whatever a matplotlibrc says (text.usetex where there is no LaTeX) is left out.
+    """
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_SETTINGS | {"font.family": _families()})
+        yield
+
+
+@functools.cache
+def _families() -> list[str]:
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    return ["DejaVu Sans", *(name for name in OTHER_SCRIPTS if name in installed)]
 
 
 class PaperFigure(Figure):
@@ -183,8 +207,18 @@ def shrink(picture: np.ndarray, width: int) -> np.ndarray:
 def rendered(figure: Figure, kind: str, dpi: float, metadata: dict[str, Any]) -> bytes:
     """Return a figure as the bytes of a file (kind: png, pdf), in this style: its fonts are embedded as TrueType."""
     data = io.BytesIO()
-    figure.savefig(data, format=kind, dpi=dpi, metadata=metadata)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        figure.savefig(data, format=kind, dpi=dpi, metadata=metadata)
+    for warning in said:
+        if letter := re.match(r"Glyph (\d+) .* missing from", str(warning.message)):
+            _tell_of_letter(chr(int(letter[1])))
     return data.getvalue()
+
+
+@functools.cache  # once for each letter
+def _tell_of_letter(letter: str) -> None:
+    print(f"figures: no font here has the letter {letter!r}; install one of its script (Noto Sans CJK, Noto Sans …)")
 
 
 def compact(png: bytes, most: int) -> tuple[bytes, str]:

@@ -82,8 +82,11 @@ def run_job(job: Job, notebooks: Sequence[str], force: bool) -> None:
         for step in notebooks:
             run_notebook(job, step, force)
         step, started = "figures", time.monotonic()
-        count = len(figures.make_all(run_dir))  # most were drawn by the notebooks
-        say(f"  figures: {count} in {job.params.figures_dir}, {duration(time.monotonic() - started)}")
+        try:
+            count = len(figures.make_all(run_dir))  # most were drawn by the notebooks
+            say(f"  figures: {count} in {job.params.figures_dir}, {duration(time.monotonic() - started)}")
+        except Exception as error:  # a run without one of its figures has its report
+            job.failure = f"figures: {one_line(error)}"
         step = "report"
         report.write_report(run_dir)
     except NotebookFailed as error:

@@ -20,6 +20,7 @@ from carblib import __version__
 from carblib.base import files
 from carblib.base.errors import refusals
 from carblib.figures.captions import FigureRecord, save_figure
+from carblib.figures.draw import note_failure
 from carblib.figures.style import compact, rendered
 from carblib.figures.table import FIGURES
 from carblib.params import Params, notebook_params
@@ -80,10 +81,11 @@ def show_saved(params: Params, *names: str) -> None:
     for name in names:
         try:
             figure, record = FIGURES[name].make(results)
+            show(figure, params, name, record)
         except Missing as missing:
             say(f"No figure *{name}* here: {html.escape(str(missing), quote=False)}.")
-        else:
-            show(figure, params, name, record)
+        except Exception as error:  # a drawing that fails must not stop a notebook
+            say(f"Figure *{name}* failed: {html.escape(note_failure(results, name, error), quote=False)}.")
 
 
 def say(text: str) -> None:

@@ -299,7 +299,7 @@ def test_results_without_their_dataset_are_missing_not_damaged(
     assert len(said) == len(pictures) and all(f"dataset not found at {tmp_path}/elsewhere" in line for line in said)
     (tmp_path / "elsewhere").mkdir()  # a folder of the right name that holds something else
     assert carb("figures", far, "--out", tmp_path / "out", "--only", *pictures) == 0
-    assert "NOT READABLE" not in capsys.readouterr().out
+    assert "FAILED" not in capsys.readouterr().out
 
 
 def test_records_say_what_they_rest_on(results: RunResults) -> None:

@@ -159,6 +159,7 @@ def test_failing_figures_fail_the_run(project: Project, monkeypatch: pytest.Monk
     with monkeypatch.context() as patch:
         patch.setattr(batch.figures, "make_all", broken)
         assert project.run("params/a.yaml") == 1
+        assert project.made == ["a"], "the report is there all the same"
     assert project.run("params/a.yaml") == 0
     assert project.ran == [] and project.made == ["a"]
 

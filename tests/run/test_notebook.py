@@ -17,6 +17,7 @@ from carblib.base import files
 from carblib.base.errors import CarbError
 from carblib.figures.captions import figure_record
 from carblib.figures.style import new_figure
+from carblib.figures.table import RunFigure
 from carblib.params import Params
 from carblib.run import notebook
 
@@ -97,6 +98,17 @@ def test_a_figure_that_is_missing_says_which_notebook_makes_it(home: Path, monke
     params.run_dir.mkdir(parents=True)
     notebook.show_saved(params, "ablations")
     assert said == ["No figure *ablations* here: ablations.json is missing; notebook 05_ablations makes it."]
+
+
+def test_a_figure_that_fails_stops_no_notebook(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said, params = [], Params(run="tiny")
+    row = RunFigure("ablations", "Ablations", "05_ablations", (), lambda results: 1 / 0)
+    monkeypatch.setattr(notebook, "say", said.append)
+    monkeypatch.setattr(notebook, "FIGURES", {"ablations": row})
+    params.run_dir.mkdir(parents=True)
+    notebook.show_saved(params, "ablations")
+    assert len(said) == 1 and said[0].startswith("Figure *ablations* failed: ZeroDivisionError: division by zero; how ")
+    assert "1 / 0" in (params.run_dir / "errors" / "figure_ablations.txt").read_text()
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make on this machine")
