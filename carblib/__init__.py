@@ -11,7 +11,7 @@ _INTERFACE = {
     "load_params": "carblib.params",
     "Params": "carblib.params",
     "open_split": "carblib.data.readers",
-    "read_image": "carblib.base.files",
+    "read_image": "carblib.base.images",
     "build_masker": "carblib.masker",
     "mask_image": "carblib.masker",
     "sample_local_view": "carblib.views",

@@ -5,7 +5,6 @@ What a sub-command needs is imported when it runs: torch takes seconds, and help
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,17 +13,23 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from carblib.base.errors import CarbError
+from carblib.base.processes import is_first
 from carblib.run.command_line import (
     OVERRIDES,
     PARAMS_OF_RUN,
     PATH,
+    RUN,
     Commands,
+    at_least_one,
     example,
+    positive,
     renew_option,
     run_and_exit,
+    run_folder,
     split_option,
     takes_data,
     takes_params,
+    takes_run,
 )
 from carblib.variants import TRAINED
 
@@ -96,10 +101,10 @@ def params(params_file: str | None) -> None:
 @carb.command(epilog=example("carb scenes data/more --split train --count 500 --seed 7"))
 @click.argument("root")
 @click.option("--split", default="train", show_default=True, help="train, val, test or a name of your own.")
-@click.option("--count", type=int, default=240, show_default=True, help="Number of scenes.")
+@click.option("--count", type=at_least_one, default=240, show_default=True, help="Number of scenes.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the set.")
-@click.option("--size", type=int, nargs=2, default=(256, 512), metavar="H W", help="Pixels; default: 256 512.")
-@click.option("--processes", type=int, help="Worker processes; default: one per core.")
+@click.option("--size", type=at_least_one, nargs=2, default=(256, 512), metavar="H W", help="Pixels; default: 256 512.")
+@click.option("--processes", type=at_least_one, help="Worker processes; default: one per core.")
 def scenes(root: str, split: str, count: int, seed: int, size: tuple[int, int], processes: int | None) -> None:
     """Render driving scenes with exact masks into a folder.
 
@@ -119,6 +124,7 @@ def analyse(params: Params, split_name: str | None) -> None:
 
     Reads the masks of a split and writes runs/<run>/analysis.json, from which figures are drawn.
     """
+    from carblib.data.audit import tell
     from carblib.data.readers import open_split
     from carblib.stages.dataset_analysis import analyse_split, analysis_path
 
@@ -126,6 +132,7 @@ def analyse(params: Params, split_name: str | None) -> None:
     shares = zip(found["class_names"], found["image_share"], found["pixel_share"], strict=True)
     for name, of_images, of_pixels in shares:
         print(f"{name:16} in {100 * of_images:5.1f} % of the images, {100 * of_pixels:4.1f} % of the pixels")
+    tell(found["odd"])
     print(analysis_path(params))
 
 
@@ -133,7 +140,7 @@ def analyse(params: Params, split_name: str | None) -> None:
 @takes_params
 def status(params: Params) -> None:
     """What is up to date, what is stale and why, what is missing."""
-    from carblib.stages.status import status as rows_of
+    from carblib.run.status import status as rows_of
 
     for row in rows_of(params):
         why = f": {row.why}" if row.why else ""
@@ -152,6 +159,8 @@ def labels(params: Params, split_name: str | None, from_npy: Path | None, blank:
     Derived from its masks, or converted from the official .npy, or blank.
     """
     from carblib.data import labels as image_labels
+    from carblib.data.audit import audit, tell
+    from carblib.data.checks import check_split
     from carblib.data.readers import open_split
 
     if blank + bool(from_npy) + add > 1:
@@ -171,8 +180,9 @@ def labels(params: Params, split_name: str | None, from_npy: Path | None, blank:
         path = image_labels.ensure_labels(params, split)
     append = params.command("labels", "--split", split.name, "--add")
     rows = image_labels.read_labels(path, split.class_set, split.names, append)
-    image_labels.note_unlabelled(rows, split.names)
     print(f"{path}: {len(rows)} images, on average {rows.sum(1).mean():.1f} of {rows.shape[1]} classes")
+    check_split(params, split, masks=False)
+    tell(audit(params, split, rows))
 
 
 @carb.command(
@@ -182,7 +192,7 @@ def labels(params: Params, split_name: str | None, from_npy: Path | None, blank:
 @split_option("the train split")
 @click.option("--crf", is_flag=True, help="Refine the masks by a dense CRF (as crf: true).")
 @click.option("--local", is_flag=True, help="Masks put together from local views, to be looked at.")
-@click.option("--processes", type=int, default=1, show_default=True, help="Processes that share the work.")
+@click.option("--processes", type=at_least_one, default=1, show_default=True, help="Processes that share the work.")
 @renew_option
 def masks(params: Params, split_name: str | None, crf: bool, local: bool, processes: int, renew: bool) -> None:
     """CLIP's pseudo-masks of a split, on disk.
@@ -190,19 +200,23 @@ def masks(params: Params, split_name: str | None, crf: bool, local: bool, proces
     Goes on where it was stopped. `carb train` makes those it needs by itself.
     """
     from carblib.stages.pseudo_masks import export_masks
+    from carblib.stages.tools import check_tools
 
     if crf and local:
         raise CarbError("--crf, --local: masks from local views are for looking at, not refined; give one of the two")
     trained_from = params.updated(path="single", crf=crf or params.crf)
-    print(export_masks(trained_from, split_name or params.train_split, processes, local, renew))
-    if trained_from != params and not local:
+    check_tools(trained_from.updated(crf=trained_from.crf and not local), trains=False)
+    folder = export_masks(trained_from, split_name or params.train_split, processes, local, renew)
+    if is_first():
+        print(folder)
+    if trained_from != params and not local and is_first():
         print(f"a training reads them with: {trained_from.command('train')}")
 
 
 @carb.command(epilog=example("carb quality params/demo.yaml --images 12"))
 @takes_data
 @split_option("the val split")
-@click.option("--images", type=int, default=12, show_default=True, help="Images to measure on, evenly spaced.")
+@click.option("--images", type=at_least_one, default=12, show_default=True, help="Images to measure on, evenly spaced.")
 def quality(params: Params, split_name: str | None, images: int) -> None:
     """Ways of making pseudo-masks, measured side by side.
 
@@ -241,14 +255,17 @@ def train(params: Params, variants: Sequence[str], renew: bool) -> None:
     Makes the pseudo-masks the trainings read, if there are none yet. Resumes where it was stopped; Ctrl-C saves first.
     """
     from carblib.stages.pseudo_masks import ensure_masks
+    from carblib.stages.tools import check_tools
     from carblib.training.loop import train_variants
-    from carblib.training.state import discard_stale
+    from carblib.training.state import discard_stale, is_done
 
     for variant in variants if renew else ():
         discard_stale(params.run_dir / "train" / variant, params.variant(variant))
+    if not all(is_done(params.run_dir / "train" / name, params.variant(name)) for name in variants):
+        check_tools(params)
     ensure_masks(params, variants, renew)
     folders = train_variants(params, variants)
-    if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) == 0:
+    if is_first():
         print(f"trained networks and logs: {', '.join(map(str, folders))}")
 
 
@@ -258,11 +275,11 @@ def train(params: Params, variants: Sequence[str], renew: bool) -> None:
         "carb predict params/demo.yaml --checkpoint runs/demo/train/paper/final.pt --images ~/dashcam",
     )
 )
-@takes_params
+@takes_run
 @click.option("--checkpoint", type=PATH, required=True, help="A training's final.pt or checkpoint.pt.")
 @split_option("the test split")
 @click.option("--images", type=PATH, help="A folder of pictures, and its subfolders, in place of a split.")
-@click.option("--out", type=PATH, help="Default: runs/<run>/predictions/<training>/<split>.")
+@click.option("--out", type=PATH, help="Default: runs/<run>/predictions/<training>/<split>, or …/pictures/<folder>.")
 @click.option("--index-only", is_flag=True, help="No colour pictures and overlays.")
 @click.option("--submission", is_flag=True, help="Also write labelIds for Cityscapes' server.")
 def predict(
@@ -275,6 +292,7 @@ def predict(
     submission: bool,
 ) -> None:
     """Masks of a split or of any pictures, by a trained network."""
+    from carblib.base.stamps import wait_for
     from carblib.data.readers import open_split
     from carblib.scenes.folders import ensure_scenes
     from carblib.stages.predict import open_images, predict_checkpoint, write_submission
@@ -282,13 +300,15 @@ def predict(
     if images and split_name:
         raise CarbError("--split, --images: give one of the two")
     if images:
-        params, split = open_images(images, params, out)
+        split = open_images(images, params, out)
     else:
         ensure_scenes(params)
         split = open_split(params, split_name or params.test_split)
     folder = predict_checkpoint(checkpoint, split, params, out, not index_only)
-    print(folder)
-    if submission:
+    if is_first():
+        print(folder)
+    if submission and is_first():
+        wait_for(folder, split.names)
         print(write_submission(folder, split, folder.with_name(f"{folder.name}_labelIds")))
 
 
@@ -311,8 +331,9 @@ def evaluate(
     variant = variant or default_variant(folder, params, split.name)
     result = evaluate_folder(folder, split, params, variant, resize=resize, label_ids=label_ids)
     scores = f"mIoU {percent(result['miou'])} %, small {percent(result['small_miou'])} %"
-    print(f"{variant} on {split.name}, {result['images']} images: {scores}")
-    print(evaluation_path(params, variant, split.name))
+    if is_first():
+        print(f"{variant} on {split.name}, {result['images']} images: {scores}")
+        print(evaluation_path(params, variant, split.name))
 
 
 @carb.command(epilog=example("carb ablate params/demo.yaml", "carb ablate params/demo.yaml -p ablation_seeds '[0]'"))
@@ -323,7 +344,9 @@ def ablate(params: Params) -> None:
     What it spans are the keys ablation_…; finished cells are skipped.
     """
     from carblib.stages.ablations import run_ablations
+    from carblib.stages.tools import check_tools
 
+    check_tools(params, ablates=True)
     run_ablations(params)
     print(f"{params.run_dir / 'ablations.json'}: one row per cell")
 
@@ -331,28 +354,18 @@ def ablate(params: Params) -> None:
 # --- showing ---------------------------------------------------------------------------------------------------------
 
 
-@carb.command(epilog=example("carb figures runs/demo", "carb figures runs/demo --only iou_bars region_weights"))
-@click.argument("run_dir", type=PATH)
+@carb.command(epilog=example("carb figures runs/demo", "carb figures runs/demo --only iou_per_class region_weights"))
+@RUN
 @PARAMS_OF_RUN
 @click.option("--out", type=PATH, help="Folder for them; default: figures/<run>.")
 @click.option("--only", multiple=True, metavar="NAME ...", help="Only these figures, no tables.")
 @click.option("--tables", "only_tables", is_flag=True, help="Only the tables.")
-@click.option("--contrast", metavar="FILE", help="JSON of an object-centric data set's statistics, to be shown beside.")
-def figures(
-    run_dir: Path,
-    params_file: str | None,
-    out: Path | None,
-    only: Sequence[str],
-    only_tables: bool,
-    contrast: str | None,
-) -> int:
+def figures(run_dir: Path, params_file: str | None, out: Path | None, only: Sequence[str], only_tables: bool) -> int:
     """All figures and tables of a run, again from its results.
 
-    No model runs; what is not made is named with what it needs. Ends with 1 where one failed.
+    RUN is a run's folder or parameters file. No model runs; what is not made is named with what it needs. Statistics
+    of an object-centric data set, contrast.json in the run's folder, are shown beside. Ends with 1 where one failed.
     """
-    import dataclasses
-
-    from carblib.base.files import read_json
     from carblib.figures.draw import draw_all
     from carblib.params import load_params
     from carblib.results.saved import load_results
@@ -360,9 +373,7 @@ def figures(
 
     if only and only_tables:
         raise CarbError("--only, --tables: give one of the two")
-    results = load_results(run_dir, load_params(params_file) if params_file else None)
-    if contrast:
-        results = dataclasses.replace(results, contrast=read_json(contrast))
+    results = load_results(run_folder(run_dir), load_params(params_file) if params_file else None)
     out = out or results.figures_dir
     outcomes = [] if only_tables else draw_all(results, out, only)
     for outcome in outcomes:
@@ -377,31 +388,120 @@ def figures(
     return 1 if any(outcome.damaged for outcome in outcomes) else 0
 
 
-@carb.command(epilog=example("carb report runs/demo runs/camvid_small"))
-@click.argument("run_dirs", nargs=-1, required=True, type=PATH)
-@PARAMS_OF_RUN
-def report(run_dirs: Sequence[Path], params_file: str | None) -> None:
-    """The page of each run, and the index over all runs."""
-    from carblib.params import load_params
-    from carblib.run.report import write_index, write_report
+@carb.command(
+    epilog=example(
+        "carb explore params/demo.yaml", "carb explore params/demo.yaml --checkpoint runs/other/train/paper/final.pt"
+    )
+)
+@click.argument("params_file")
+@OVERRIDES
+@click.option("--checkpoint", "checkpoints", multiple=True, metavar="FILE ...", help="Networks of other runs as well.")
+@click.option("--port", type=click.IntRange(1, 65535), help="Default: a free one.")
+@click.option("--no-browser", is_flag=True, help="Only print the page's address.")
+def explore(
+    params_file: str,
+    overrides: Sequence[tuple[str, str]],
+    checkpoints: Sequence[str],
+    port: int | None,
+    no_browser: bool,
+) -> int:
+    """The explorer as a page of its own, on this machine only.
 
-    for run_dir in run_dirs:
-        print(write_report(run_dir, load_params(params_file) if params_file else None))
-    for runs_dir in dict.fromkeys(run_dir.resolve().parent for run_dir in run_dirs):
-        print(write_index(runs_dir))
-
-
-@carb.command(epilog=example("carb notebooks runs/demo"))
-@click.argument("run_dir", type=PATH)
-def notebooks(run_dir: Path) -> None:
-    """Put a run's executed notebooks into notebooks/.
-
-    With their outputs, so that they can be read where they are kept.
+    Images, CLIP's maps, masks and networks side by side; the same as the notebook 00_explore. Needs the package voila.
     """
-    from carblib.run.headless import publish_run
+    from carblib.run.explore_page import serve_explorer
 
-    for path in publish_run(run_dir):
+    return serve_explorer(params_file, dict(overrides), checkpoints, port, not no_browser)
+
+
+@carb.command(epilog=example("carb report runs/demo runs/camvid_small", "carb report params/demo.yaml"))
+@click.argument("runs", nargs=-1, required=True, type=PATH)
+@PARAMS_OF_RUN
+def report(runs: Sequence[Path], params_file: str | None) -> None:
+    """The page of each run, and the index over all runs.
+
+    RUNS are folders of runs or their parameters files; several stand side by side in the index.
+    """
+    from carblib.params import load_params
+    from carblib.run.index import write_index
+    from carblib.run.report import write_report
+
+    params, written, failed = load_params(params_file) if params_file else None, [], []
+    for run_dir in map(run_folder, runs):
+        try:
+            print(write_report(run_dir, params))
+            written.append(run_dir.resolve())
+        except CarbError as error:  # the others have their pages all the same
+            failed.append(str(error))
+    for runs_dir in dict.fromkeys(run_dir.parent for run_dir in written):
+        print(write_index(runs_dir, [run_dir.name for run_dir in written]))
+    if failed:
+        raise CarbError("; ".join(failed))
+
+
+@carb.command(
+    epilog=example(
+        "carb fleet params/folder.yaml -p gate none --shards 'frames/*.tar' --out masks --processes 8",
+        "carb fleet params/demo.yaml --checkpoint runs/demo/train/paper/final.pt --shards ~/dashcam --out found",
+    )
+)
+@takes_params
+@click.option("--shards", required=True, metavar="TARS", help="A folder of pictures, or a pattern of tars, s3://… too.")
+@click.option("--out", required=True, help="Folder of the results, for tars also in object storage.")
+@click.option("--checkpoint", type=PATH, help="A training's final.pt predicts; without it CLIP makes pseudo-masks.")
+@click.option("--processes", type=at_least_one, default=1, show_default=True, help="Processes on this machine.")
+@click.option("--scheduler", default="", metavar="ADDRESS", help="Dask scheduler whose workers do the work instead.")
+def fleet(params: Params, shards: str, out: str, checkpoint: Path | None, processes: int, scheduler: str) -> None:
+    """Label or predict millions of frames, shard by shard.
+
+    The same command does what is missing; workers may die. Needs the package distributed for more than one process.
+    """
+    from carblib.run.fleet import run
+
+    done, left_out = run(params, shards, out, checkpoint, processes, scheduler)
+    for why in left_out:
+        print(f"left out: {why}")
+    print(f"{out}: {done} frames done now, {len(left_out)} left out")
+
+
+@carb.command(epilog=example("carb bench --quick", "carb bench --device cuda --precision bf16-mixed --out bench.json"))
+@click.option("--quick", is_flag=True, help="Small sizes, a minute on a laptop, and no growth.")
+@click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]))
+@click.option("--precision", default="32-true", show_default=True, type=click.Choice(["32-true", "bf16-mixed"]))
+@click.option("--only", multiple=True, metavar="NAME ...", help="Only stages that begin so, or growth.")
+@click.option(
+    "--out", type=PATH, help="JSON, a table and a figure beside it; default: runs/bench.json, none with --only."
+)
+def bench(quick: bool, device: str, precision: str, only: Sequence[str], out: Path | None) -> None:
+    """What stages cost beside the official formulation.
+
+    Both in turn, in one process, after a check that they give the same: the ratio is what counts. Precision is that of
+    ours; the official formulation is float32, as it was shipped, and the check is made in float32 alone.
+    """
+    from carblib.base.device import torch_device
+    from carblib.params import project_root
+    from carblib.run.bench.measure import run
+
+    out = out or (None if only else project_root() / "runs" / "bench.json")
+    for path in run(out, torch_device(device), quick, precision, only):
         print(path)
+
+
+@carb.command(epilog=example("carb publish runs/demo"))
+@RUN
+def publish(run_dir: Path) -> None:
+    """Put a run's notebooks and figures where git keeps them.
+
+    Its executed notebooks go to notebooks/, outputs included, its figures and tables to figures/published. Nothing else
+    writes there.
+    """
+    from carblib.run import publish as publishing
+
+    written, left = publishing.publish(run_folder(run_dir))
+    for path in written:
+        print(path)
+    if left:
+        print(f"left as they were, since this run has not made them: {', '.join(left)}")
 
 
 # --- weights ---------------------------------------------------------------------------------------------------------
@@ -442,10 +542,14 @@ def export_checkpoint(file: Path, output: Path) -> None:
     )
 )
 @click.argument("model", type=click.Choice(["clip", "backbone"]))
-@click.option("--minutes", type=float, help="Training time after rendering; default: 25, 18 for the backbone.")
-@click.option("--scenes", type=int, help="Rendered training scenes; default: 2000, 1500 for the backbone.")
-@click.option("--batch-size", type=int, help="Images per step; default: 192, 128 for the backbone.")
-@click.option("--lr", type=float, help="Learning rate; default: 0.003, 0.004 for the backbone.")
+@click.option(
+    "--minutes",
+    type=positive,
+    help="Training time after rendering; default: 25, 18 for the backbone.",
+)
+@click.option("--scenes", type=at_least_one, help="Rendered training scenes; default: 2000, 1500 for the backbone.")
+@click.option("--batch-size", type=at_least_one, help="Images per step; default: 192, 128 for the backbone.")
+@click.option("--lr", type=positive, help="Learning rate; default: 0.003, 0.004 for the backbone.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of scenes and weights.")
 @click.option("--output", type=PATH, help="Default: the embedded file.")
 def pretrain(
@@ -461,7 +565,7 @@ def pretrain(
 
     clip learns from rendered image-caption pairs, backbone by classifying rendered crops.
     """
-    from carblib.clip_models import SMALL_CLIP
+    from carblib.clip_files import SMALL_CLIP
     from carblib.network import SMALL_BACKBONE
     from carblib.scenes import pretrain_backbone, pretrain_clip
 

@@ -8,13 +8,23 @@ from __future__ import annotations
 import colorsys
 import dataclasses
 import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StringConstraints,
+    ValidationError,
+)
 
 from carblib.base.errors import CarbError, nearest
 
@@ -66,7 +76,14 @@ def _from_hex(colour: Any) -> Any:
     return list(bytes.fromhex(colour[1:])) if written else colour
 
 
-_Text = Annotated[str, StringConstraints(strict=True, strip_whitespace=True, min_length=1)]
+def _plain(text: str) -> str:
+    # One accented letter may be written as two, which look the same; a line break would break tables.
+    if any(unicodedata.category(letter) == "Cc" for letter in text):
+        raise ValueError("a line break or control character")
+    return unicodedata.normalize("NFC", text)
+
+
+_Text = Annotated[str, StringConstraints(strict=True, strip_whitespace=True, min_length=1), AfterValidator(_plain)]
 _Words = Annotated[tuple[_Text, ...], BeforeValidator(lambda words: [words] if isinstance(words, str) else words)]
 _Byte = Annotated[int, Field(strict=True, ge=0, le=255)]
 _Colour = Annotated[tuple[_Byte, _Byte, _Byte], BeforeValidator(_from_hex)]
@@ -77,7 +94,7 @@ class _Own(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: _Text = Field(description="give the class a name")
+    name: _Text = Field(description="give the class a name, on one line")
     words: _Words = Field((), min_length=1, description="write a text or a list of texts for CLIP")
     colour: _Colour | None = Field(None, description="write [r, g, b] with 0–255 or '#rrggbb'")
     small: StrictBool = Field(False, description="write true or false")

@@ -14,6 +14,7 @@ import tempfile
 import warnings
 import zipfile
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,9 +67,12 @@ def read_clip(name: str, folder: str = "") -> ClipWeights:
 def clip_digest(name: str, folder: str, contents: Contents) -> str:
     """Return what tells a CLIP's weights from others without loading them: a digest, or what its name vouches for.
 
-    OpenAI's weights are verified when they are loaded, open_clip's are known by their tag alone.
+    OpenAI's weights are verified when they are loaded, open_clip's are known by their tag, or are a file.
     """
-    if name.startswith(_OPEN_CLIP) or name in clip.clip._MODELS:
+    if name.startswith(_OPEN_CLIP):
+        weights = resolve(name.partition("/")[2])
+        return f"{name} {contents.digest(weights)}" if weights.is_file() else name
+    if name in clip.clip._MODELS:
         return name
     path = SMALL_CLIP if name == "small" else resolve(name)
     return contents.digest(path if path.is_file() else _find(name, folder)[0])
@@ -126,7 +130,7 @@ def _find_openai(name: str, folder: str) -> tuple[Path, str]:
     for place in places:
         if (place / file).is_file():
             if sha256(place / file) != expected:
-                raise CarbError(f"{place / file}: not OpenAI's {name} (another SHA-256); delete it and run again")
+                raise CarbError(f"{place / file}: not OpenAI's {name} (another SHA-256); move it away and run again")
             return place / file, expected
     return _download(name, url, places[0]), expected
 
@@ -174,13 +178,18 @@ def _is_jit_archive(path: Path) -> bool:
 # --- open_clip (an extra) ----------------------------------------------------------------------------------------
 
 
+def check_open_clip(name: str) -> None:
+    """Raise CarbError where a CLIP is open_clip's, and its package is not installed."""
+    if name.startswith(_OPEN_CLIP) and find_spec("open_clip") is None:
+        raise CarbError(f"clip '{name}': needs another package; pip install open_clip_torch, or choose another clip")
+
+
 def _read_open_clip(name: str) -> ClipWeights:
     """Load an open_clip model of OpenAI's architecture into clip's own modules, so that one masker serves both."""
     architecture, _, weights = name.removeprefix(_OPEN_CLIP).partition("/")
-    try:
-        import open_clip
-    except ImportError as error:
-        raise CarbError(f"clip '{name}': needs the extra 'openclip'; pip install 'carblib[openclip]'") from error
+    check_open_clip(name)
+    import open_clip
+
     if not weights:
         raise CarbError(f"clip '{name}': must read open_clip:<architecture>/<tag or file>")
     if resolve(weights).is_file():
@@ -194,7 +203,7 @@ def _read_open_clip(name: str) -> ClipWeights:
     if not _agree(open_clip.get_tokenizer(architecture), source, model):
         raise CarbError(f"clip '{name}': not of OpenAI's architecture; choose a plain CLIP ViT or ResNet")
     pixels = open_clip.get_model_preprocess_cfg(source)
-    return ClipWeights(model, _fingerprint(model), pixels["mean"], pixels["std"])
+    return ClipWeights(model, _fingerprint(model, architecture), pixels["mean"], pixels["std"])
 
 
 def _rebuild(source: nn.Module, name: str) -> nn.Module:
@@ -227,8 +236,8 @@ def _agree(tokenizer: object, source: nn.Module, model: nn.Module) -> bool:
     return all(float((F.normalize(a) - F.normalize(b)).abs().max()) < 1e-4 for a, b in pairs)
 
 
-def _fingerprint(model: nn.Module) -> str:
-    digest = hashlib.sha256()
+def _fingerprint(model: nn.Module, architecture: str) -> str:
+    digest = hashlib.sha256(architecture.encode())  # of the same weights there are several
     for key, value in model.state_dict().items():
         digest.update(key.encode())
         digest.update(value.contiguous().reshape(-1).numpy())

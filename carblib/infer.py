@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from carblib.base.device import computing
 from carblib.params import Params
-from carblib.transforms import load_sized, window_starts
+from carblib.transforms import load_sized, resize_maps, resized_argmax, window_starts
 
 
 @torch.inference_mode()
@@ -25,7 +26,8 @@ def predict_mask(network: nn.Module, image: np.ndarray, params: Params) -> np.nd
     """
     if len(params.infer_scales) == 1 and not params.infer_flip:
         # Softmax keeps the order, so one view needs none.
-        return _view_logits(network, image, params, params.infer_scales[0], False).argmax(0).byte().cpu().numpy()
+        logits = _view_logits(network, image, params, params.infer_scales[0], False)
+        return resized_argmax(logits, image.shape[:2]).cpu().numpy()
     return probabilities(network, image, params).argmax(0).byte().cpu().numpy()
 
 
@@ -38,17 +40,19 @@ def probabilities(network: nn.Module, image: np.ndarray, params: Params) -> Tens
     """
     flips = (False, True) if params.infer_flip else (False,)
     views = [(scale, flip) for scale in params.infer_scales for flip in flips]
-    total = sum(_view_logits(network, image, params, scale, flip).softmax(0) for scale, flip in views)
+    size, total = image.shape[:2], 0
+    for scale, flip in views:
+        total += resize_maps(_view_logits(network, image, params, scale, flip)[None], size)[0].softmax(0)
     return total / len(views)
 
 
 def _view_logits(network: nn.Module, image: np.ndarray, params: Params, scale: float, flip: bool) -> Tensor:
-    """Logits (C, H, W) float32 at the image's own size, from one scale, mirrored or not (and mirrored back)."""
+    """Logits (C, h, w) float32 as the network gives them, from one scale, mirrored or not (and mirrored back)."""
     device = next(network.parameters()).device
     pixels = load_sized(image, [max(1, round(side * scale)) for side in params.image_size])[None].to(device)
     if flip:
         pixels = pixels.flip(-1)
-    with _evaluating(network), torch.autocast(device.type, torch.bfloat16, params.precision == "bf16-mixed"):
+    with _evaluating(network), computing(device, params.precision):
         if params.infer_window is None:
             logits = network(pixels)
         else:
@@ -56,7 +60,7 @@ def _view_logits(network: nn.Module, image: np.ndarray, params: Params, scale: f
             logits = window_logits(network, pixels, params.infer_window, params.infer_stride or half)
     if flip:
         logits = logits.flip(-1)
-    return F.interpolate(logits.float(), image.shape[:2], mode="bilinear", align_corners=False)[0]
+    return logits[0].float()
 
 
 def window_logits(network: nn.Module, pixels: Tensor, window: Sequence[int], stride: Sequence[int]) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from carblib.base.device import sent
 from carblib.base.errors import CarbError
 from carblib.classes import IGNORE
 from carblib.views import LocalView, paste_view
@@ -70,6 +71,7 @@ class _PixelCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits: Tensor, targets: Tensor, labels: Tensor, official: bool) -> tuple[Tensor, Tensor]:
         """Logits (B, C, h, w), targets (B, T, H, W) long, labels (B, C) -> losses and agreement, both (B, T, H, W)."""
+        known, present = sent(labels, logits.device), [row.nonzero().flatten().tolist() for row in labels.cpu()]
         losses = torch.empty(targets.shape, dtype=logits.dtype, device=logits.device)
         agree = torch.empty_like(targets, dtype=torch.bool)
         normaliser = losses.new_empty(len(targets), *targets.shape[2:])
@@ -79,11 +81,10 @@ class _PixelCrossEntropy(torch.autograd.Function):
             picked = full[0].gather(0, target)
             losses[b] = normaliser[b] - picked
             if official:
-                agree[b] = target == gated_prediction(full, labels[b : b + 1], official=True)
+                agree[b] = target == gated_prediction(full, known[b : b + 1], official=True)
             else:
                 # The same question without an argmax: does any present class score higher?
-                top = full[0, labels[b]].amax(0) if labels[b].any() else torch.inf
-                agree[b] = (picked >= top) & labels[b][target]
+                agree[b] = (picked >= _highest(full[0], present[b])) & known[b][target]
         ctx.save_for_backward(logits, targets, normaliser)
         ctx.mark_non_differentiable(agree)
         return losses, agree
@@ -103,13 +104,21 @@ class _PixelCrossEntropy(torch.autograd.Function):
         return result, None, None, None
 
 
+def _highest(scores: Tensor, classes: list[int]) -> Tensor:
+    """The highest score of some classes at every pixel: (C, H, W) -> (H, W); -inf where there is none."""
+    highest = torch.full_like(scores[0], -torch.inf)
+    for one in classes:  # twice as fast as gathering them, and a device is asked nothing
+        torch.maximum(highest, scores[one], out=highest)
+    return highest
+
+
 def _upsample(logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     return F.interpolate(logits, tuple(size), mode="bilinear", align_corners=False)
 
 
-def _means(losses: Tensor, region: Tensor) -> Tensor:
-    """Per view, the mean over a region of all images: (B, T, H, W) -> (T,); 0 where it is empty."""
-    return (losses * region).sum((0, 2, 3)) / region.sum((0, 2, 3)).clamp(min=1)
+def _means(losses: Tensor, region: Tensor, pixels: Tensor) -> Tensor:
+    """Per view, the mean over a region of all images: (B, T, H, W) and its pixel count (T,) -> (T,); 0 if empty."""
+    return (losses * region).sum((0, 2, 3)) / pixels.clamp(min=1e-6)
 
 
 class RegionBalancedLoss(nn.Module):
@@ -117,16 +126,16 @@ class RegionBalancedLoss(nn.Module):
 
     warmup: iterations with plain CE(S, M_G) + CE(S_patch, M_L). balancing: False keeps to that for good.
     λ = coeff · mean_5(CE_R) / mean_5(CE_N), from the global view's losses; adaptive=False: λ = coeff.
-    floor: the least λ; ours, not the paper's (0 = the paper).
+    floor: the least adaptive λ; ours, not the paper's (0 = the paper).
     region_weight: "paper" is the λ above. "class" is ours: one λ per class c of the pseudo-mask, from the pixels that
     it calls c, pooled over the last five iterations, λ_c = min(1, coeff · CE_R(c) / CE_N(c)), and 1 for a class without
     a consistent pixel in them. So a class that the network does not find (yet, or any more) keeps full supervision,
     where one λ for all lets the well-known classes switch it off.
     official: absent classes are gated as in `gated_prediction`, and padding counts. An empty region makes the
-    official loss NaN from then on; here it is 0 in either mode, and the step does not enter the queues.
+    official loss NaN from then on; here it is 0 in either mode, and says nothing about λ.
     """
 
-    history: Tensor  # (5, 4, K) float64: sum of CE_R, pixels of R, sum of CE_N, pixels of N, per iteration and class
+    history: Tensor  # (5, 4, K) float64: per iteration and class sum of CE_R, pixels of R, both of N; of a mean image
 
     def __init__(
         self,
@@ -150,17 +159,17 @@ class RegionBalancedLoss(nn.Module):
         """Return λ as it stands: (1,), or per class (C,)."""
         sums_r, pixels_r, sums_n, pixels_n = self.history.unbind(1)
         if not self.adaptive:
-            weights = torch.full_like(sums_r[0], self.coeff)
-        elif self.per_class:
+            return torch.full_like(sums_r[0], self.coeff)
+        if self.per_class:
             mean_r = sums_r.sum(0) / pixels_r.sum(0)
             mean_n = sums_n.sum(0) / pixels_n.sum(0)
             weights = (self.coeff * mean_r / mean_n).nan_to_num(1.0, 1.0).clamp(max=1.0)
         else:
             # A step with an empty region says nothing about the ratio; until one does, λ is coeff.
             known = (pixels_r > 0) & (pixels_n > 0)
-            mean_r = torch.where(known, sums_r / pixels_r, 0.0).mean(0)
-            mean_n = torch.where(known, sums_n / pixels_n, 0.0).mean(0)
-            weights = torch.where(mean_n > 0, self.coeff * mean_r / mean_n, self.coeff)
+            mean_r = (sums_r / pixels_r).masked_fill(~known, 0.0).mean(0)
+            mean_n = (sums_n / pixels_n).masked_fill(~known, 0.0).mean(0)
+            weights = (self.coeff * mean_r / mean_n).masked_fill(~(mean_n > 0), self.coeff)
         return weights.clamp(min=self.floor)
 
     def forward(
@@ -177,9 +186,11 @@ class RegionBalancedLoss(nn.Module):
     ) -> LossParts:
         """Compare logits (B, C, h, w) with the global (B, H, W) and the local (B, p, q) pseudo-mask, train ids or 255.
 
-        logits: at any size, upsampled here to (H, W). labels: (B, C) bool. valid: (B, H, W) bool, False on padding.
+        logits: at any size, upsampled here to (H, W). labels: (B, C) bool, best left on the host, which then waits for
+        no device. valid: (B, H, W) bool, False on padding.
         view: where local_mask lies; both or neither. iteration: counted from 0, over resumed runs too.
-        reduce: mean over processes, so that all share λ; every process must call with the same iteration.
+        reduce: mean over processes, so that all share λ and the regions' sizes, as if one process held all images
+        (official: each has means of its own); every process must call with the same iteration.
         """
         masks = global_mask[:, None]
         if local_mask is not None:
@@ -190,21 +201,24 @@ class RegionBalancedLoss(nn.Module):
         targets = masks.long().masked_fill_(masks == IGNORE, 0)
         losses, agree = _PixelCrossEntropy.apply(logits.float().contiguous(), targets, labels, self.official)
         consistent, noisy = use & agree, use & ~agree
-        mean_r, mean_n = _means(losses, consistent), _means(losses, noisy)
+        # With counts averaged over processes, the mean of their losses is that of one process with all the images.
+        counts = torch.stack([region.sum((0, 2, 3)) for region in (consistent, noisy)]).double()
+        in_r, in_n = (counts if self.official else reduce(counts)).to(losses.dtype)
+        mean_r, mean_n = _means(losses, consistent, in_r), _means(losses, noisy, in_n)
         if self.balancing and iteration >= self.warmup:
             if self.adaptive:
                 self._remember(iteration, losses[:, 0], consistent[:, 0], noisy[:, 0], targets[:, 0], reduce)
             weights = self.weights().to(losses.dtype)
             if self.per_class:
                 weights = weights[targets]
-                total = mean_r.sum() + _means(losses * weights, noisy).sum()
-                weight = _means(weights, noisy)[0]
+                total = mean_r.sum() + _means(losses * weights, noisy, in_n).sum()
+                weight = _means(weights, noisy, in_n)[0]
             else:
                 weight = weights[0]
                 total = mean_r.sum() + weight * mean_n.sum()
         else:
-            total, weight = _means(losses, use).sum(), losses.new_tensor(torch.nan)
-        none = losses.new_tensor(0.0)
+            total, weight = _means(losses, use, in_r + in_n).sum(), losses.new_full((), torch.nan)
+        none = losses.new_zeros(())
         return LossParts(
             total=total,
             consistent=mean_r[0].detach(),
@@ -212,7 +226,7 @@ class RegionBalancedLoss(nn.Module):
             local_consistent=none if local_mask is None else mean_r[1].detach(),
             local_noisy=none if local_mask is None else mean_n[1].detach(),
             weight=weight,
-            consistent_share=consistent[:, 0].sum() / use[:, 0].sum().clamp(min=1),
+            consistent_share=in_r[0] / (in_r[0] + in_n[0]).clamp(min=1e-6),
         )
 
     @torch.no_grad()
@@ -226,15 +240,15 @@ class RegionBalancedLoss(nn.Module):
         reduce: Callable[[Tensor], Tensor],
     ) -> None:
         """Put the global view's sums and pixel counts into the iteration's place of the queue."""
-        classes = self.history.shape[2]
         rows = []
         for region in (consistent, noisy):
-            if self.per_class:
-                ids = targets[region]
-                rows += [torch.bincount(ids, losses[region].double(), classes), torch.bincount(ids, None, classes)]
-            else:
-                rows += [(losses * region).sum()[None], region.sum()[None]]
-        self.history[iteration % QUEUE] = reduce(torch.stack([row.double() for row in rows]))
+            for values in (losses * region, region):
+                if self.per_class:
+                    sums = self.history.new_zeros(self.history.shape[2])
+                    rows.append(sums.index_add_(0, targets.flatten(), values.flatten().double()))
+                else:
+                    rows.append(values.sum()[None].double())
+        self.history[iteration % QUEUE] = reduce(torch.stack(rows) / len(losses))
 
 
 def build_loss(params: Params) -> RegionBalancedLoss:

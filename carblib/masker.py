@@ -11,19 +11,23 @@ stretched over the true one, as the official code does (off by at most a patch t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from carblib.base.contents import Contents
+from carblib.base.device import computing, sent
 from carblib.base.errors import CarbError, nearest
 from carblib.classes import IGNORE
 from carblib.clip_attention import STRATEGIES, resnet_features, vit_features
+from carblib.clip_files import clip_digest
 from carblib.clip_models import ClipModel, load_clip
 from carblib.params import Params
 from carblib.prompts import TextEmbeddings, text_embeddings
-from carblib.transforms import IMAGENET_MEAN, IMAGENET_STD, resize_maps, window_starts
+from carblib.transforms import IMAGENET_MEAN, IMAGENET_STD, resize_maps, resized_argmax, window_starts
 
 _WINDOWS_AT_ONCE = 32  # windows CLIP sees together: bounds the memory, whatever the image size
 
@@ -37,7 +41,8 @@ class Masker(nn.Module):
     `pseudo_mask`. `clip_pixels`: "clean" = CLIP's own mean and standard deviation, "official" = ImageNet's.
     `window`, `stride` (H, W) in pixels: CLIP slides over the image and similarities are averaged where windows
     overlap; None = the whole image at once, and half a window. `scales`, `flip`: similarities are averaged over these
-    sizes of the image and its mirror image. Raises CarbError for a strategy or window the model cannot have.
+    sizes of the image and its mirror image. `precision`: what CLIP's image tower computes in; features, similarities
+    and text embeddings are float32 in either. Raises CarbError for a strategy or window the model cannot have.
     """
 
     def __init__(
@@ -51,6 +56,7 @@ class Masker(nn.Module):
         stride: Size | None = None,
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
+        precision: str = "32-true",
     ):
         super().__init__()
         if strategy not in STRATEGIES:
@@ -67,13 +73,13 @@ class Masker(nn.Module):
         half = self.window and (max(self.window[0] // 2, 1), max(self.window[1] // 2, 1))
         self.stride = _in_cells(stride, clip_model, "mask_stride") or half
         self.scales = tuple(scales)
-        self.flip = flip
+        self.flip, self.precision = flip, precision
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if self.official_pixels else (clip_model.mean, clip_model.std)
         self.register_buffer("mean", torch.as_tensor(mean).detach().clone().view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.as_tensor(std).detach().clone().view(3, 1, 1), persistent=False)
         self.register_buffer("vectors", text.vectors.detach().clone(), persistent=False)
-        words = [(text.class_of == c).nonzero().flatten().tolist() for c in range(len(text.mean_per_class))]
-        self.words_of = words if len(text.class_of) > len(words) else None
+        counts = text.class_of.bincount(minlength=len(text.mean_per_class)).tolist()
+        self.words_of = counts if len(text.class_of) > len(counts) else None
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
@@ -127,17 +133,18 @@ class Masker(nn.Module):
 
     def _dense(self, pixels: Tensor) -> Tensor:
         visual = self.clip.visual
-        features = vit_features(visual, pixels, self.strategy) if self.clip.is_vit else resnet_features(visual, pixels)
-        return F.normalize(features.float(), dim=1)
+        with computing(pixels.device, self.precision):
+            dense = vit_features(visual, pixels, self.strategy) if self.clip.is_vit else resnet_features(visual, pixels)
+        return F.normalize(dense.float(), dim=1)
 
     def _classify(self, pixels: Tensor) -> Tensor:
         features = self._dense(pixels)
-        # Cosines of classes differ in the third digit: too fine for a caller's bfloat16.
+        # Cosines of classes differ in the third digit: too fine for a caller's bfloat16, and cheap.
         with torch.autocast(pixels.device.type, enabled=False):
             similarity = torch.einsum("bdhw,kd->bkhw", features, self.vectors)
         if self.words_of is None:
             return similarity
-        return torch.stack([similarity[:, words].amax(1) for words in self.words_of], dim=1)
+        return torch.stack([words.amax(1) for words in similarity.split(self.words_of, dim=1)], dim=1)
 
     def _windows(self, pixels: Tensor) -> Tensor:
         """Similarities of the whole image, or averaged over sliding windows on the patch grid."""
@@ -160,12 +167,16 @@ class Masker(nn.Module):
 
 
 def build_masker(params: Params, device: str | torch.device = "cpu") -> Masker:
-    """Return the masker a run's parameters describe, on `device`; text embeddings are kept in runs/.cache/text."""
-    clip_model = load_clip(params.clip, params.clip_folder, params.official_clip).to(device)
-    cache = params.run_dir.parent / ".cache" / "text"
+    """Return the masker a run's parameters describe, on `device`; text embeddings are kept in runs/.cache/text.
+
+    The last CLIP stays in memory, so that running a notebook again does not load it again; its weights must not change.
+    """
+    cache = params.run_dir.parent / ".cache"
+    digest = clip_digest(params.clip, params.clip_folder, Contents(cache / "contents.json"))
+    clip_model = _last_clip(params.clip, params.clip_folder, params.official_clip, digest, torch.device(device))
     return Masker(
         clip_model,
-        text_embeddings(clip_model, params.class_set, params.synonyms, cache),
+        text_embeddings(clip_model, params.class_set, params.synonyms, cache / "text"),
         strategy=params.masker,
         gate=params.gate,
         clip_pixels=params.clip_pixels,
@@ -173,7 +184,13 @@ def build_masker(params: Params, device: str | torch.device = "cpu") -> Masker:
         stride=params.mask_stride,
         scales=params.mask_scales,
         flip=params.mask_flip,
+        precision=params.precision,
     ).to(device)
+
+
+@lru_cache(maxsize=1)
+def _last_clip(name: str, folder: str, official: bool, digest: str, device: torch.device) -> ClipModel:
+    return load_clip(name, folder, official).to(device)
 
 
 @torch.inference_mode()
@@ -194,27 +211,23 @@ def pseudo_mask(similarity: Tensor, labels: Tensor | None, size: Size, gate: str
     Bilinear resize (align_corners=False), gate, argmax. `gate` "labels": only present classes compete, as if absent
     ones scored −∞ (METHOD.md, 7.1); an image without any label is 255 throughout. "official": scores
     are multiplied by the labels, so that absent classes score 0 and win where all present ones are negative; ties go
-    to the lowest id. "none": all classes compete, `labels` may be None. Raises CarbError for labels that are missing.
+    to the lowest id. "none": all classes compete, `labels` may be None. Labels are best left on the host, which asks
+    them which classes compete: then it waits for no device. Raises CarbError for labels that are missing.
     """
     if gate == "none":
-        labels = similarity.new_ones(similarity.shape[:2], dtype=torch.bool)
+        labels = torch.ones(similarity.shape[:2], dtype=torch.bool)
     elif labels is None:
         raise CarbError(f"gate '{gate}' needs image-level labels; give them, or set gate: none")
     masks = similarity.new_full((len(similarity), *size), IGNORE, dtype=torch.uint8)
-    for mask, scores, present in zip(masks, similarity, labels, strict=True):
+    for mask, scores, present in zip(masks, similarity, labels.cpu(), strict=True):
         if gate == "official":
-            mask.copy_(_argmax(resize_maps((scores * present.to(scores)[:, None, None])[None], size)[0]))
+            mask.copy_(resized_argmax(scores * sent(present, scores.device)[:, None, None], size))
             continue
         # Leaving absent classes out is gating with −∞, without their work.
-        classes = present.nonzero().flatten().to(scores.device)
+        classes = sent(present.nonzero().flatten(), scores.device)
         if len(classes):
-            mask.copy_(classes[_argmax(resize_maps(scores[classes][None], size)[0])])
+            mask.copy_(classes[resized_argmax(scores[classes], size).long()])
     return masks
-
-
-def _argmax(scores: Tensor) -> Tensor:
-    # As argmax(0), the first of equals included, and five times as fast on a CPU.
-    return scores.max(0).indices
 
 
 def _in_cells(size: Size | None, clip_model: ClipModel, key: str) -> Size | None:

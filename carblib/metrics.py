@@ -15,6 +15,7 @@ from carblib.base.errors import CarbError
 from carblib.classes import IGNORE
 
 INTERVAL = (2.5, 97.5)  # percentiles: a 95 % interval
+_AT_ONCE = 2**18  # draws of the bootstrap at once: memory does not grow with the number of images
 
 
 def confusion(prediction: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
@@ -80,15 +81,18 @@ class Intervals:
 def bootstrap(matrices: np.ndarray, small_ids: Sequence[int], samples: int, seed: int) -> Intervals:
     """Intervals over images: `samples` times, draw N of the N images with replacement and measure their sum.
 
-    `matrices` (N, C, C+1). All draws are one matrix product, weights (samples, N) @ matrices (N, C·(C+1)); sums stay
+    `matrices` (N, C, C+1). Draws are matrix products, weights (some samples, N) @ matrices (N, C·(C+1)); sums stay
     exact in float64. A class that a draw leaves out is left out of that draw's means. Percentile bootstrap, seeded.
     """
     images, classes = len(matrices), matrices.shape[1]
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(images, (samples, images), generator=generator)
-    weights = torch.zeros(samples, images, dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn).double())
     flat = torch.from_numpy(matrices.reshape(images, -1).astype(np.float64))
-    ious = iou((weights @ flat).numpy().reshape(samples, classes, classes + 1))
+    sums = torch.empty(samples, flat.shape[1], dtype=torch.float64)
+    for some in sums.split(max(1, _AT_ONCE // images)):
+        drawn = torch.randint(images, (len(some), images), generator=generator)
+        ones = torch.ones((), dtype=torch.float64).expand(drawn.shape)
+        torch.mm(torch.zeros(drawn.shape, dtype=torch.float64).scatter_add_(1, drawn, ones), flat, out=some)
+    ious = iou(sums.numpy().reshape(samples, classes, classes + 1))
     return Intervals(_interval(ious), _interval(mean_of(ious)), _interval(mean_of(ious, small_ids)))
 
 

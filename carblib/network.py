@@ -13,6 +13,7 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+import torch.distributed.nn.functional
 import torch.nn.functional as F
 import torchvision.models as zoo
 from safetensors import SafetensorError
@@ -183,8 +184,13 @@ def load_backbone_weights(backbone: nn.Module, name: str, source: str) -> KeyRep
     spare = ("classifier.", "fc.", *(f"features.{i}." for i in range(14, 19)))
     if source == "torchvision":
         return load_weights(backbone, _download(name), f"torchvision's {name}", spare)
-    path = SMALL_BACKBONE if source == "small" else resolve(source)
+    path = backbone_file(source)
     return load_weights(backbone, read_weights(path), str(path), spare)
+
+
+def backbone_file(source: str) -> Path:
+    """Return the file that `backbone_weights` names; there is none of "torchvision" and "random"."""
+    return SMALL_BACKBONE if source == "small" else resolve(source)
 
 
 def _download(name: str) -> Mapping[str, Tensor]:
@@ -220,6 +226,37 @@ class ASPP(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Map (B, F, h, w) to (B, D, h, w)."""
         return sum(branch(features) for branch in self.aspp_modules)
+
+
+class SharedBatchNorm(nn.BatchNorm2d):
+    """BatchNorm whose batch is that of all processes: torch's SyncBatchNorm, which has no CPU, written plainly."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Normalise (B, F, h, w) by the statistics of every process's batch, differentiably."""
+        if not self.training or not torch.distributed.is_initialized():
+            return super().forward(features)
+        values = features.double()
+        ones = torch.ones_like(values[:1, :, :1, :1]) * values[:, 0].numel()
+        sums = torch.stack([part.sum((0, 2, 3)) for part in (ones, values, values.square())])
+        count, total, squares = torch.distributed.nn.functional.all_reduce(sums)
+        mean, variance = total / count, squares / count - (total / count).square()
+        with torch.no_grad():
+            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+            self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var), self.momentum)
+            self.num_batches_tracked += 1
+        scale = self.weight * (variance + self.eps).rsqrt()
+        scale, shift = scale.to(features)[:, None, None], (self.bias - mean * scale).to(features)[:, None, None]
+        return features * scale + shift
+
+
+def share_batch_statistics(network: nn.Module, device: torch.device) -> nn.Module:
+    """Let every BatchNorm of a network take its statistics over the batches of all processes (`sync_bn`)."""
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    for module in network.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = SharedBatchNorm  # the same state, another forward
+    return network
 
 
 class SegmentationNetwork(nn.Module):
@@ -267,9 +304,12 @@ class SegmentationNetwork(nn.Module):
         dense = self.head(features.contiguous(memory_format=torch.channels_last))
         return F.conv2d(dense, self.text[:, :, None, None])
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits (B, C, ceil(H / stride), ceil(W / stride)) of images (B, 3, H, W) uint8 RGB."""
-        return self.classify(self.features(images))
+    def forward(self, images: Tensor, features: Tensor | None = None) -> Tensor:
+        """Return logits (B, C, ceil(H / stride), ceil(W / stride)) of images (B, 3, H, W) uint8 RGB.
+
+        features: what `features` gives of them, where it is kept.
+        """
+        return self.classify(self.features(images) if features is None else features)
 
 
 def build_network(params: Params, text: Tensor) -> SegmentationNetwork:

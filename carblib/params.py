@@ -22,13 +22,13 @@ from pydantic import (
     Field,
     PrivateAttr,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
 from carblib.base.errors import CarbError, nearest, refusals
-from carblib.base.files import parse_yaml, read_yaml
-from carblib.base.progress import is_live
+from carblib.base.files import digest_of, parse_yaml, read_yaml
 from carblib.classes import ClassSet, class_set
 from carblib.variants import TRAINED, VARIANTS, WEAK
 
@@ -48,6 +48,7 @@ Positive = Annotated[float, Field(gt=0)]
 Size = Annotated[tuple[Pixels, Pixels], BeforeValidator(_from_text)]
 MaybeSize = Annotated[tuple[Pixels, Pixels] | None, BeforeValidator(_from_text)]
 Range = Annotated[tuple[Positive, Positive], BeforeValidator(_from_text)]
+_CHECKSUM = "# checksum: "
 _SOME = Field(min_length=1)
 Scales = Annotated[tuple[Positive, ...], _SOME, BeforeValidator(_from_text)]
 Integers = Annotated[tuple[Pixels, ...], _SOME, BeforeValidator(_from_text)]
@@ -106,10 +107,12 @@ class Params(BaseModel):
     train_split: str = key("train", "training", "split whose images and image-level labels are learnt from")
     val_split: str = key("val", "results", "split for choices and for curves over training")
     test_split: str = key("test", "results", "split the results are measured on")
+    images: str = key("", "results", 'list of split/name, a line each: splits it names hold only those; "" = all')
     scenes_train: int = key(200, "results", "rendered scenes in the train split", ge=1)
     scenes_val: int = key(40, "results", "rendered scenes in the val split", ge=1)
     scenes_test: int = key(120, "results", "rendered scenes in the test split", ge=1)
     scenes_seed: int = key(0, "results", "seed of the rendered scenes", ge=0)
+    skip_bad: bool = key(False, "results", "leave out images that are unreadable, or whose masks are")
     labels: str = key("", "results", 'CSV of image-level labels; "" = runs/<run>/labels/<split>.csv')
 
     # Images (METHOD.md, 6)
@@ -162,7 +165,9 @@ class Params(BaseModel):
     adaptive: bool = key(True, "training", "weight = coeff * mean_5(CE_R) / mean_5(CE_N); false: weight = coeff")
     region_weight: Literal["paper", "class"] = key("paper", "training", "class = one weight per class (ours)")
     carb_floor: float = key(0.0, "training", "lower bound of the adaptive weight (ours; 0 = the paper)", ge=0)
-    official_loss: bool = key(False, "training", "the official code's reductions and queues, for comparison")
+    official_loss: bool = key(
+        False, "training", "the official code's gate of predictions, means and padding, to compare"
+    )
 
     # Training
     iterations: int = key(30000, "training", "optimiser steps", ge=1)
@@ -197,21 +202,44 @@ class Params(BaseModel):
 
     # Machine
     seed: int = key(0, "training", "seed of training: weights of the head, order, crops, patches", ge=0, le=MAX_SEED)
-    device: Literal["auto", "cpu", "cuda"] = key("auto", "nothing", "auto = cuda where there is one")
-    devices: int = key(1, "training", "devices per node", ge=1)
+    device: Literal["auto", "cpu", "cuda"] = key("auto", "nothing", "auto takes cuda where there is one")
+    devices: int = key(1, "training", "devices per node, a process each", ge=1)
     num_nodes: int = key(1, "training", "machines", ge=1)
     precision: Literal["32-true", "bf16-mixed"] = key(
-        "32-true", "training inference", "floating-point precision of training"
+        "32-true", "masks training inference", "of CLIP and the network, in masks, training and inference"
     )
-    workers: int = key(0, "nothing", "processes that load data; results do not depend on it", ge=0)
+    workers: int = key(
+        0,
+        "nothing",
+        "processes that load a training's data; elsewhere threads that read, and as many that write (0: up to 4)",
+        ge=0,
+    )
+    cache_images: str = key("", "nothing", 'folder that keeps decoded training images, for all runs; "" = none')
     compile: bool = key(False, "training", "torch.compile the network")
     interactive: bool = key(False, "nothing", "live widgets in notebooks; leave off for papermill")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _yes_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        given = value if isinstance(value, list | tuple) else [value]
+        if cls.model_fields[info.field_name].annotation is not bool and any(isinstance(one, bool) for one in given):
+            raise ValueError("true and false, yes and no, on and off are for switches alone")
+        return value
 
     @field_validator("run")
     @classmethod
     def _is_folder_name(cls, value: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", value):
             raise ValueError("must be a plain folder name of letters, digits, '_', '-', '.'")
+        if value.lower() == "published":
+            raise ValueError("figures/published is what git keeps of one run; choose another name")
+        return value
+
+    @field_validator("train_split", "val_split", "test_split")
+    @classmethod
+    def _is_split_name(cls, value: str) -> str:
+        if not is_plain_name(value):
+            raise ValueError("must be the plain name of a folder, without / and \\ and no dot before it")
         return value
 
     @field_validator("classes", mode="before")
@@ -288,6 +316,16 @@ class Params(BaseModel):
         overrides = [word for key, value in changed for word in ("-p", key, value if value == "" else as_text(value))]
         return shlex.join(["carb", *name.split(), self._origin.file, *overrides, *more])
 
+    def based_on(self, folder: Path, **changes: Any) -> str:
+        """Return YAML, for a file in `folder`, of these parameters with some keys changed: their file as `base`, and
+        what differs. Parameters that no file was read for are written out."""
+        if self._origin.file == _Origin.file:
+            return self.updated(**changes).to_yaml()
+        base = os.path.relpath(find_params(self._origin.file).resolve(), folder.resolve())
+        now = self.model_dump(mode="json")
+        differing = {"base": Path(base).as_posix(), **{key: now[key] for key in self._origin.overrides}, **changes}
+        return yaml.safe_dump(differing, sort_keys=False, allow_unicode=True, default_flow_style=None)
+
     @classmethod
     def keys_that_affect(cls, what: str) -> list[str]:
         """Return the keys that one of `AFFECTED` depends on, in their order here."""
@@ -303,9 +341,10 @@ class Params(BaseModel):
         return {name: values[name] for name in self.keys_that_affect(what)}
 
     def to_yaml(self) -> str:
-        """Return all keys as YAML that `load_params` reads back to an equal object."""
+        """Return all keys as YAML that `load_params` reads back to an equal object, and a checksum as a comment."""
         values = self.model_dump(mode="json")
-        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=None)
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=None)
+        return f"{text}{_CHECKSUM}{digest_of(text.encode())}\n"
 
     @property
     def class_set(self) -> ClassSet:
@@ -333,6 +372,11 @@ class Params(BaseModel):
         return resolve(self.root)
 
 
+def is_plain_name(name: str) -> bool:
+    """Tell whether a name names something within a folder: no path, nothing hidden, not empty."""
+    return bool(name.strip()) and not name.startswith(".") and not {*name} & {"/", "\\", "\0"}
+
+
 def as_text(value: Any) -> str:
     """Write a parameter's value as a person does and -p takes it: paper, true, null, [1, 2], ""."""
     return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
@@ -344,8 +388,10 @@ def project_root() -> Path:
     It is $CARB_HOME, else the nearest parent of the working directory with carblib/ and params/, else the checkout
     carblib was imported from, else the working directory.
     """
-    if os.environ.get("CARB_HOME"):
-        return Path(os.path.realpath(os.path.expanduser(os.environ["CARB_HOME"])))
+    if home := os.path.expanduser(os.environ.get("CARB_HOME", "")):
+        if home.startswith("~"):
+            raise CarbError(f"CARB_HOME: {home}: there is no such user; write the folder")
+        return Path(os.path.realpath(home))
     here = Path.cwd()
     for folder in (here, *here.parents, Path(__file__).resolve().parent.parent):
         if (folder / "carblib").is_dir() and (folder / "params").is_dir():
@@ -362,6 +408,12 @@ def resolve(path: str | os.PathLike[str]) -> Path:
     return project_root() / os.path.expanduser(expanded)
 
 
+def below_root(path: Path) -> str:
+    """Return a path as it is written from the project root where it lies there, so that a project can be moved."""
+    root = project_root()
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+
+
 def load_params(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> Params:
     """Read a YAML file of parameters; defaults < the file named by its `base` < file < overrides.
 
@@ -375,33 +427,29 @@ def load_params(path: str | os.PathLike[str], overrides: Mapping[str, Any] | Non
     return params
 
 
-def notebook_params(namespace: Mapping[str, Any]) -> Params:
-    """Return the parameters of a notebook: `params = notebook_params(globals())` right after the parameters cell.
+def is_as_written(path: Path) -> bool:
+    """Tell whether a file is as `Params.to_yaml` wrote it; true of one that a person wrote, which has no checksum."""
+    text, mark, checksum = path.read_bytes().rpartition(_CHECKSUM.encode())
+    return not mark or checksum.strip() == digest_of(text).encode()
 
-    `params_file` names the YAML; every other public global that is a literal was injected by papermill (-p, -f, -y)
-    or typed into the cell, and overrides it. Raises CarbError for a name that is no parameter.
+
+def notebook_params(given: Mapping[str, Any]) -> Params:
+    """Return the parameters of a notebook from what its parameters cells hold: `params_file` and keys that override it.
+
+    None is the file's value where a key cannot be None itself. Raises CarbError for a name that is no parameter.
     """
-    literals = {
-        name: value
-        for name, value in namespace.items()
-        if not name.startswith("_")
-        and name not in ("In", "Out", "exit", "quit", "get_ipython", "params_file")
-        and (value is None or type(value) in (str, int, float, bool, list, dict))
-    }
-    if "base" in literals:
+    overrides = {name: value for name, value in given.items() if name != "params_file"}
+    if "base" in overrides:
         raise CarbError("base: papermill's -f cannot follow it; give the file as -p params_file <file>")
-    for name, value in literals.items():
+    for name, value in overrides.items():
         if name in _text_keys() and type(value) in (int, float, bool):
             raise CarbError(
                 f"{name}: a text that came as {value!r}, perhaps not as written; under papermill give it raw, "
                 f"-r {name} <text>, in a cell in quotes"
             )
-    try:
-        return load_params(namespace.get("params_file", "params/demo.yaml"), literals)
-    except CarbError as error:
-        foreign = set(literals) - set(Params.model_fields)
-        hint = " (made by a later cell? restart the kernel)" if foreign and is_live() else ""
-        raise CarbError(f"{error}{hint}") from None
+    defaults = {name: field.default for name, field in Params.model_fields.items()}
+    kept = {name: value for name, value in overrides.items() if value is not None or defaults.get(name) is None}
+    return load_params(given["params_file"], kept)
 
 
 def _read_file(path: str | os.PathLike[str], readers: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -439,7 +487,7 @@ def find_params(path: str | os.PathLike[str]) -> Path:
     for place in (Path(os.path.expanduser(path)), resolve(path)):
         if os.path.lexists(place):
             return place
-    known = [str(p.relative_to(project_root())) for p in sorted((project_root() / "params").glob("*.yaml"))]
+    known = [below_root(p) for p in sorted((project_root() / "params").glob("*.yaml"))]
     raise CarbError(f"{path}: no such file; {nearest(str(path), known) or 'there are ' + ', '.join(known)}")
 
 

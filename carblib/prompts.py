@@ -11,14 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor
 
 from carblib.base.errors import CarbError
-from carblib.base.files import write_bytes
+from carblib.base.files import load_torch, save_torch
 from carblib.classes import ClassSet
 from carblib.clip_models import ClipModel
 
@@ -120,11 +118,11 @@ def embed_words(clip_model: ClipModel, words: Sequence[str], cache_dir: str | Pa
     if cache_dir is None:
         return _embed(clip_model, words)
     key = json.dumps([clip_model.fingerprint, list(words), TEMPLATES])
-    path = Path(cache_dir) / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+    path = Path(cache_dir) / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.pt"
     vectors = _read_cached(path, (len(words), clip_model.dim))
     if vectors is None:
         vectors = _embed(clip_model, words)
-        write_bytes(path, safetensors.torch.save({"vectors": vectors.cpu().contiguous()}))
+        save_torch(path, vectors.cpu().contiguous())
     return vectors.to(clip_model.mean.device)
 
 
@@ -137,8 +135,13 @@ def _embed(clip_model: ClipModel, words: Sequence[str]) -> Tensor:
 
 def _read_cached(path: Path, shape: tuple[int, int]) -> Tensor | None:
     """Return a cached table, or None where there is none that is whole: a cache may always be made again."""
-    try:
-        vectors = safetensors.torch.load(path.read_bytes())["vectors"]
-    except (OSError, SafetensorError, KeyError):
+    if not path.is_file():
         return None
-    return vectors if vectors.shape == shape and vectors.isfinite().all() else None
+    try:
+        vectors = load_torch(path)
+    except CarbError:
+        vectors = None
+    if isinstance(vectors, Tensor) and vectors.shape == shape and vectors.isfinite().all():
+        return vectors
+    print(f"{path}: damaged; the words are embedded again")
+    return None

@@ -58,11 +58,10 @@ def components(mask: np.ndarray, class_ids: Sequence[int]) -> Components:
     kept[list(class_ids)] = np.asarray(class_ids, np.uint8) + 1  # 0 is cc3d's background, train ids start at 0
     coded = kept[mask]
     labels, count = cc3d.connected_components(coded, connectivity=8, return_N=True)
-    flat = labels.ravel().astype(np.int64)
-    pixels = np.bincount(flat, minlength=count + 1)[1:]
+    pixels = np.bincount(labels.ravel(), minlength=count + 1)[1:]
     of_label = np.zeros(count + 1, np.int64)
-    of_label[flat] = coded.ravel()  # all pixels of a label hold the same value
-    return Components(labels.astype(np.int64), of_label[1:] - 1, pixels)
+    of_label[labels] = coded  # all pixels of a label hold the same value
+    return Components(labels, of_label[1:] - 1, pixels)
 
 
 def size_edges(height: int, width: int) -> np.ndarray:
@@ -102,7 +101,7 @@ def match_objects(prediction: np.ndarray, truth: np.ndarray, class_ids: Sequence
 def _overlaps(true: Components, guessed: Components) -> tuple[np.ndarray, np.ndarray]:
     """Per true component: its pixels predicted as its class, and the touching predicted pixels in no true component."""
     both = (true.labels > 0) & (guessed.labels > 0)
-    t, g = true.labels[both] - 1, guessed.labels[both] - 1
+    t, g = true.labels[both].astype(np.int64) - 1, guessed.labels[both].astype(np.int64) - 1
     same = true.class_ids[t] == guessed.class_ids[g]
     width = max(len(guessed.pixels), 1)
     pairs, shared = np.unique(t[same] * width + g[same], return_counts=True)

@@ -8,20 +8,22 @@ its checkpoints) is in `carblib.training`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from lightning_fabric import Fabric, seed_everything
 from torch import Tensor, nn
 
+from carblib.base.device import sent
 from carblib.loss import LossParts, RegionBalancedLoss, build_loss
 from carblib.masker import Masker
-from carblib.network import build_network
+from carblib.network import build_network, share_batch_statistics
 from carblib.params import Params
-from carblib.transforms import mix_seed
+from carblib.transforms import distorted, mix_seed
 from carblib.views import LocalView, local_pseudo_mask, sample_local_view
 
 Batch = dict[str, Tensor]
+PIXELS = {"image", "clip_image", "mask", "valid", "draws"}  # of a batch, what goes to the device
 
 
 @dataclass
@@ -49,21 +51,24 @@ def build(
     seed_everything(params.seed, workers=True, verbose=False)
     network = build_network(params, masker.text.mean_per_class)
     if params.sync_bn:
-        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        network = share_batch_statistics(network, fabric.device)
     trained = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, params.lr, momentum=params.momentum, weight_decay=params.weight_decay)
     network, optimizer = fabric.setup(torch.compile(network) if params.compile else network, optimizer)
-    network.mark_forward_method("classify")
     loss = build_loss(params).to(fabric.device)
     return Training(params, fabric, masker, network, optimizer, loss, features)
 
 
 def step(training: Training, batch: Batch) -> LossParts:
-    """Run one iteration on a batch and return the parts of its loss."""
-    params, fabric = training.params, training.fabric
+    """Run one iteration on a batch of the loader and return the parts of its loss, of the batches of all processes.
+
+    Nothing in here waits for the device (but torch's SyncBatchNorm, once a layer, where several GPUs share their
+    statistics).
+    """
+    batch = on_device(training, batch)
     for group in training.optimizer.param_groups:
-        group["lr"] = learning_rate(params, training.iteration)
-    with fabric.autocast(), torch.no_grad():
+        group["lr"] = learning_rate(training.params, training.iteration)
+    with torch.no_grad():
         global_mask = global_pseudo_mask(training, batch)
         view, local_mask = local_view(training, batch)
     parts = training.loss(
@@ -74,13 +79,30 @@ def step(training: Training, batch: Batch) -> LossParts:
         valid=batch["valid"],
         view=view,
         local_mask=local_mask,
-        reduce=fabric.all_reduce,  # the mean over all processes, so that every GPU uses the same λ
+        reduce=mean_over_processes,  # so that every GPU uses the same λ
     )
     training.optimizer.zero_grad(set_to_none=True)
-    fabric.backward(parts.total)
+    training.fabric.backward(parts.total)
     training.optimizer.step()
     training.iteration += 1
-    return parts
+    return LossParts(*mean_over_processes(torch.stack([part.detach() for part in vars(parts).values()])))
+
+
+def on_device(training: Training, batch: Batch) -> Batch:
+    """Bring a batch of the loader to the device; what it leaves to a GPU, photometric distortion, is done there.
+
+    The pixels go; labels, boxes and indices stay on the host, which asks them.
+    """
+    batch = batch | {name: sent(batch[name], training.fabric.device) for name in PIXELS & batch.keys()}
+    return batch if "clip_image" in batch else distorted(batch, training.params)
+
+
+def mean_over_processes(statistics: Tensor) -> Tensor:
+    """The mean of a tensor over all processes; without the barrier before it at which Fabric's would wait."""
+    if not torch.distributed.is_initialized():
+        return statistics
+    torch.distributed.all_reduce(statistics)
+    return statistics / torch.distributed.get_world_size()
 
 
 def global_pseudo_mask(training: Training, batch: Batch) -> Tensor:
@@ -95,25 +117,25 @@ def local_view(training: Training, batch: Batch) -> tuple[LocalView | None, Tens
     params = training.params
     if not params.local_view:
         return None, None
-    number = training.iteration * training.fabric.world_size + training.fabric.global_rank
-    generator = torch.Generator().manual_seed(mix_seed(params.seed, 2, number))
+    # Drawn for the images of all processes, of which each takes its own: one process with all would draw the same.
+    own, rank = len(batch["labels"]), training.fabric.global_rank
     view = sample_local_view(
-        batch=len(batch["labels"]),
+        batch=own * training.fabric.world_size,
         crop=params.crop,
         patch=params.patch,
         rate=params.patch_rate,
         offset=params.patch_offset,
-        generator=generator,
+        generator=torch.Generator().manual_seed(mix_seed(params.seed, 2, training.iteration)),
         official=params.official_views,
     )
+    view = replace(view, boxes=view.boxes[rank * own : (rank + 1) * own])
     return view, local_pseudo_mask(training.masker, batch["clip_image"], batch["labels"], view)
 
 
 def crop_logits(training: Training, batch: Batch) -> Tensor:
     """Logits (B, C, h, w) of a batch of crops, by the whole network or by its head on kept features."""
-    if training.features is None:
-        return training.network(batch["image"])
-    return training.network.classify(training.features(batch).to(training.fabric.device).float())
+    kept = training.features(batch) if training.features else None
+    return training.network(batch["image"], None if kept is None else sent(kept, training.fabric.device).float())
 
 
 def learning_rate(params: Params, iteration: int) -> float:

@@ -15,16 +15,18 @@ Line = str | tuple[float, tuple[float, ...]]  # as matplotlib takes it: a name, 
 
 @dataclass(frozen=True)
 class Variant:
-    """One row: label of legends and tables, words in a sentence, colour, curve, and the parameters it overrides.
+    """One row: label of legends and tables, words in a sentence, colour, marker, curve, and what it overrides.
 
     Variants that differ in balancing alone are equal until the warm-up ends, so their curves must let each other show:
-    wide solid lines below, thin or dashed ones above. Colours are those of Okabe and Ito.
+    wide solid lines below, thin or dashed ones above. Colours are those of Okabe and Ito, and mean variants only:
+    whatever else a chart tells apart is grey, with a line style or marker of its own.
     """
 
     name: str
     label: str
     sentence: str
     colour: str
+    marker: str
     line: Line = "-"
     width: float = 1.3
     overrides: dict[str, Any] = field(default_factory=dict)
@@ -38,31 +40,36 @@ class Variant:
 _DASHED, _DOTTED, _MASKS = (0, (4, 2)), (0, (1, 1.5)), (0, (3, 1.5))
 
 TABLE = (
-    Variant("pseudo_masks", "CLIP masks", "CLIP's masks", "#bbbbbb", _MASKS, 1.4),
-    Variant("pseudo_masks_global", "CLIP masks", "CLIP's masks", "#bbbbbb", _MASKS, 1.4),
-    Variant("pseudo_masks_local", "CLIP masks, local views", "CLIP's masks of local views", "#8c8c8c", _MASKS, 1.4),
     Variant(
-        "plain", "plain cross-entropy", "plain cross-entropy", "#e69f00", width=2.6,
+        "pseudo_masks_no_labels", "CLIP masks, no labels", "CLIP's masks without labels", "#666666", "p", _MASKS, 1.4,
+    ),
+    Variant("pseudo_masks", "CLIP masks", "CLIP's masks", "#bbbbbb", "o", _MASKS, 1.4),
+    Variant("pseudo_masks_global", "CLIP masks", "CLIP's masks", "#bbbbbb", "o", _MASKS, 1.4),
+    Variant(
+        "pseudo_masks_local", "CLIP masks, local views", "CLIP's masks of local views", "#8c8c8c", "s", _MASKS, 1.4,
+    ),
+    Variant(
+        "plain", "plain cross-entropy", "plain cross-entropy", "#e69f00", "D", width=2.6,
         overrides={"local_view": False, "balancing": False},
     ),
     Variant(
-        "glv", "GLV only", "global-local views", "#56b4e9", width=2.6,
+        "glv", "GLV only", "global-local views", "#56b4e9", "^", width=2.6,
         overrides={"local_view": True, "balancing": False},
     ),
     Variant(
-        "carb", "CARB only", "region balancing", "#cc79a7", _DASHED,
-        overrides={"local_view": False, "balancing": True},
+        "carb", "CARB only", "region balancing", "#cc79a7", "v", _DASHED,
+        overrides={"local_view": False, "balancing": True, "region_weight": "paper"},
     ),
     Variant(
-        "paper", "GLV + CARB (paper)", "the paper's method", "#0072b2",
-        overrides={"local_view": True, "balancing": True},
+        "paper", "GLV + CARB (paper)", "the paper's method", "#d55e00", ">",
+        overrides={"local_view": True, "balancing": True, "region_weight": "paper"},
     ),
     Variant(
-        "ours", "GLV + CARB per class (ours)", "the method with a weight per class (ours)", "#009e73", _DASHED,
+        "ours", "GLV + CARB per class (ours)", "the method with a weight per class (ours)", "#009e73", "P", _DASHED,
         overrides={"local_view": True, "balancing": True, "region_weight": "class"},
     ),
     Variant(
-        "ceiling", "true masks (ceiling)", "training on true masks", "#000000", _DOTTED,
+        "ceiling", "true masks (ceiling)", "training on true masks", "#000000", "X", _DOTTED,
         overrides={"supervision": "masks", "local_view": False, "balancing": False},
     ),
 )  # fmt: skip

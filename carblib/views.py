@@ -67,16 +67,13 @@ def sample_local_view(
     return LocalView(torch.stack([top, left, top + patch[0], left + patch[1]], dim=1), scale, official)
 
 
-def _positions(view: LocalView, size: tuple[int, int] | torch.Size, batch: int) -> Tensor:
-    """Return where each patch pixel lies in its flattened image of `size` (H, W): (B, h·w) long."""
+def _boxes(view: LocalView, size: tuple[int, int] | torch.Size, batch: int) -> list[list[int]]:
+    """Return each image's (top, left, bottom, right) within `size` (H, W)."""
     if len(view.boxes) != batch:
         raise ValueError(f"{len(view.boxes)} boxes for a batch of {batch}")
     if int(view.boxes.min()) < 0 or int(view.boxes[:, 2].max()) > size[0] or int(view.boxes[:, 3].max()) > size[1]:
         raise ValueError(f"a box reaches out of the {size[0]}x{size[1]} image")
-    height, width = view.size
-    rows = view.boxes[:, 0, None, None] + torch.arange(height)[None, :, None]
-    columns = view.boxes[:, 1, None, None] + torch.arange(width)[None, None, :]
-    return (rows * size[1] + columns).flatten(1)
+    return view.boxes.tolist()
 
 
 def crop_view(tensor: Tensor, view: LocalView) -> Tensor:
@@ -84,17 +81,16 @@ def crop_view(tensor: Tensor, view: LocalView) -> Tensor:
 
     Raises ValueError where the boxes are not of this batch or reach out of the images.
     """
-    between = tensor.shape[1:-2]
-    index = _positions(view, tensor.shape[-2:], len(tensor)).to(tensor.device)
-    index = index.view(len(tensor), *[1] * len(between), -1).expand(-1, *between, -1)
-    return tensor.flatten(-2).gather(-1, index).unflatten(-1, view.size)
+    boxes = _boxes(view, tensor.shape[-2:], len(tensor))
+    return torch.stack([one[..., t:b, le:r] for one, (t, le, b, r) in zip(tensor, boxes, strict=True)])
 
 
 def paste_view(patches: Tensor, view: LocalView, size: tuple[int, int] | torch.Size, fill: int) -> Tensor:
     """Put (B, h, w) patches back where they were cut from: (B, H, W), `fill` elsewhere; the inverse of crop_view."""
-    canvas = patches.new_full((len(patches), size[0] * size[1]), fill)
-    index = _positions(view, size, len(patches)).to(patches.device)
-    return canvas.scatter_(1, index, patches.flatten(1)).unflatten(1, tuple(size))
+    canvas = patches.new_full((len(patches), *size), fill)
+    for one, patch, (top, left, bottom, right) in zip(canvas, patches, _boxes(view, size, len(patches)), strict=True):
+        one[top:bottom, left:right] = patch
+    return canvas
 
 
 def zoom(images: Tensor, scale: float, official: bool = False) -> Tensor:

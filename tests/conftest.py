@@ -1,17 +1,41 @@
-"""Fixtures that several test files share: tiny CLIP models of OpenAI's architecture with random weights."""
+"""One thread each for test processes and their children, and what several test files share: tiny CLIP models."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from collections.abc import Iterator
 from pathlib import Path
+
+for library in ("OMP", "MKL"):  # before torch is imported; tests run side by side, and what they compute is small
+    os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
 import pytest
 import torch
 from explorer_runs import explorer_home, tiny_params
 from random_clip import tiny_clip
 
+from carblib.base import processes
 from carblib.clip_models import ClipModel, load_clip
 from carblib.explore.explorer import Explorer
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow files first: in several processes they are handed out whole, and a slow one must not be begun last."""
+    slow = {item.path for item in items if any(item.iter_markers("slow")) or any(item.iter_markers("browser"))}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture
+def quick_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let processes that share work come from one that has imported torch and the rest, once for all tests.
+
+    Each is a process of its own all the same; spawned ones, which import all by themselves, are tried in
+    tests/base/test_processes.py.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["carblib.stages.pseudo_masks"])
+    monkeypatch.setattr(processes.multiprocessing, "get_context", lambda method: context)
 
 
 @pytest.fixture(scope="session")

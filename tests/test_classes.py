@@ -92,3 +92,12 @@ def test_an_unknown_class_names_the_nearest():
 def test_a_class_cannot_be_called_as_a_column_of_ours(taken):
     with pytest.raises(CarbError, match=rf"classes\[1\]: '{taken}' stands for .*; choose another name"):
         class_set(["road", taken])
+
+
+def test_names_that_look_alike_are_alike_and_stand_on_one_line():
+    assert class_set(["e\u0301", "road"]).names == ("é", "road")
+    with pytest.raises(CarbError, match=r"classes\[1\]: name 'é' is given twice"):
+        class_set(["é", "e\u0301"])
+    for entry in ("a\nb", "a\0b", {"name": "a", "words": ["a\tb"]}):
+        with pytest.raises(CarbError, match=r"classes\[0\]: '(name|words)' cannot be"):
+            class_set([entry, "road"])

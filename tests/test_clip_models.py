@@ -7,13 +7,14 @@ import shutil
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from random_clip import tiny_clip
 
 from carblib.base.errors import CarbError
-from carblib.clip_files import CLIP_MEAN, SMALL_CLIP, build_clip, clip
+from carblib.clip_files import CLIP_MEAN, SMALL_CLIP, build_clip, clip, clip_digest
 from carblib.clip_models import ClipModel, load_clip
 
 
@@ -166,7 +167,7 @@ def test_wrong_checksum_stops_and_names_the_file(home, monkeypatch, random_clip_
     cached = home / ".cache" / "clip" / random_clip_file.name
     cached.parent.mkdir(parents=True)
     cached.write_bytes(random_clip_file.read_bytes() + b"x")
-    with pytest.raises(CarbError, match="delete it") as caught:
+    with pytest.raises(CarbError, match="move it away") as caught:
         load_clip("ViT-B/16")
     assert str(cached) in str(caught.value)
 
@@ -259,7 +260,7 @@ def test_unknown_words_are_those_with_an_untrained_token(random_clip):
 
 def test_open_clip_missing_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "open_clip", None)
-    with pytest.raises(CarbError, match=r"pip install 'carblib\[openclip\]'"):
+    with pytest.raises(CarbError, match=r"pip install open_clip_torch"):
         load_clip("open_clip:ViT-B-16/laion2b_s34b_b88k")
 
 
@@ -290,6 +291,21 @@ def test_open_clip_model_embeds_as_open_clip_does(monkeypatch, tmp_path, changes
         torch.testing.assert_close(model.encode_text(TEXTS), theirs, rtol=0, atol=1e-5)
         torch.testing.assert_close(model.visual(pixels), source.encode_image(pixels), rtol=1e-4, atol=1e-5)
     assert load_clip(name, official=True).visual.ln_post.eps == 1e-6
+
+
+def test_open_clip_is_told_apart_by_architecture_and_file(monkeypatch, tmp_path):
+    open_clip = pytest.importorskip("open_clip")
+    _, name = _tiny_open_clip(open_clip, monkeypatch, tmp_path)
+    quick = open_clip.factory._MODEL_CONFIGS["tiny-test"] | {"quick_gelu": True}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny-quick", quick)
+    same_weights = name.replace("tiny-test", "tiny-quick")
+    assert load_clip(name).fingerprint != load_clip(same_weights).fingerprint, "text embeddings are kept under it"
+    contents = SimpleNamespace(digest=lambda path: str(path.stat().st_size))
+    before = clip_digest(name, "", contents)
+    (tmp_path / "tiny.pt").write_bytes(b"other weights")
+    assert (
+        clip_digest(name, "", contents) != before and clip_digest("open_clip:a/tag", "", contents) == "open_clip:a/tag"
+    )
 
 
 def test_open_clip_of_another_architecture_stops(monkeypatch, tmp_path):

@@ -105,3 +105,12 @@ def test_the_network_is_in_evaluation_mode_and_left_as_it_was():
     before = network[1].running_mean.clone()
     predict_mask(network, IMAGE, params())
     assert network.training and network[1].training and torch.equal(network[1].running_mean, before)
+
+
+def test_precision_is_that_of_the_networks_products_and_the_probabilities_are_float32():
+    network, kinds = Pointwise(), []
+    network.head.register_forward_hook(lambda _, inputs, output: kinds.append(output.dtype))
+    exact, rough = (probabilities(network, IMAGE, params(precision=own)) for own in ("32-true", "bf16-mixed"))
+    assert kinds == [torch.float32, torch.bfloat16] and exact.dtype == rough.dtype == torch.float32
+    torch.testing.assert_close(rough, exact, rtol=0, atol=0.02)
+    assert not torch.equal(rough, exact)

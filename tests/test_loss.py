@@ -239,24 +239,26 @@ def test_the_state_dict_carries_the_weight_over(region_weight):
 
 
 @pytest.mark.parametrize("region_weight", ["paper", "class"])
-def test_processes_share_the_weight_of_their_joint_batch(region_weight):
+def test_processes_share_weight_and_loss_of_their_joint_batch(region_weight):
     logits, mask, labels, *_ = random_step(torch.Generator().manual_seed(5), batch=4)
 
     def make():
         return RegionBalancedLoss(0, region_weight=region_weight, classes=5)
 
-    joint, gathered = make(), []
-    joint(logits, mask, labels, 0)
-    halves = [(logits[i], mask[i], labels[i]) for i in (slice(0, 1), slice(1, 4))]
+    joint, gathered = make(), ([], [])  # what the processes give to the first and the second reduction
+    whole = joint(logits, mask, labels, 0)
+    halves = [(logits[i], mask[i], labels[i]) for i in (slice(0, 2), slice(2, 4))]
     for half in halves:
-        make()(*half, 0, reduce=lambda value: gathered.append(value) or value)
-    weights = []
-    for half in halves:
-        loss = make()
-        loss(*half, 0, reduce=lambda value: torch.stack(gathered).mean(0))
-        weights.append(loss.weights())
-    torch.testing.assert_close(weights[0], joint.weights())
-    assert torch.equal(*weights)
+        calls = iter(gathered)
+        make()(*half, 0, reduce=lambda value, calls=calls: next(calls).append(value) or value)
+    losses, parts = [make(), make()], []
+    for loss, half in zip(losses, halves, strict=True):
+        calls = iter(gathered)
+        parts.append(loss(*half, 0, reduce=lambda value, calls=calls: torch.stack(next(calls)).mean(0)))
+    torch.testing.assert_close(losses[0].history, joint.history, rtol=1e-6, atol=0)  # any number goes on with it
+    torch.testing.assert_close(losses[0].weights(), joint.weights())
+    assert torch.equal(losses[0].weights(), losses[1].weights())
+    torch.testing.assert_close((parts[0].total + parts[1].total) / 2, whole.total)
 
 
 def test_ignored_and_invalid_pixels_have_no_influence_unless_official():
@@ -303,7 +305,7 @@ def test_floor_fixed_weight_and_plain_cross_entropy():
     assert float(RegionBalancedLoss(0, coeff=0.01, floor=0.2)(logits, mask, labels, 0).weight) == pytest.approx(0.2)
     fixed = RegionBalancedLoss(0, coeff=0.03, adaptive=False)
     assert float(fixed(logits, mask, labels, 0).weight) == pytest.approx(0.03)
-    assert not fixed.history.any()
+    assert not fixed.history.any() and RegionBalancedLoss(0, 0.03, adaptive=False, floor=0.1).weights() == 0.03
     unbalanced = RegionBalancedLoss(0, balancing=False)(logits, mask, labels, 10)
     torch.testing.assert_close(unbalanced.total, F.cross_entropy(full, mask.long()))
 

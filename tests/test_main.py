@@ -7,7 +7,6 @@ import re
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,9 +86,11 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
-    started = time.monotonic()
+    before = os.times()
     subprocess.run([sys.executable, "-m", "carblib", "--help"], capture_output=True, check=True)
-    assert time.monotonic() - started < 3, "it takes a tenth of a second where nothing else runs"
+    after = os.times()
+    taken = after.children_user + after.children_system - before.children_user - before.children_system
+    assert taken < 1, "seconds of the processor; a tenth is usual"
 
 
 def test_parameters_are_listed_with_type_default_and_meaning(
@@ -127,9 +128,16 @@ def test_parameters_are_listed_with_type_default_and_meaning(
         (["checkpoints"], "Missing command. See carb checkpoints --help."),
         (["evaluate", "p.yaml"], "Missing option '--folder'. See carb evaluate --help."),
         (["train", "p.yaml", "--variant", "plain", "papre"], "'papre' is not one of"),
+        (["figures", "--only", "x", "runs/r"], "'RUN'. Arguments go first: --only takes all words after it. See carb"),
+        (["train", "--variant", "plain", "p.yaml"], "Arguments go first: --variant takes all words after it."),
         (["train", "nothere.yaml"], "nothere.yaml: no such file"),
         (["train", "p.yaml", "-p", "iteratoins", "3"], "-p: 'iteratoins' is no parameter; did you mean 'iterations'?"),
         (["labels", "p.yaml", "--blank", "--from-npy", "x.npy"], "--blank, --from-npy, --add: give one of them"),
+        (["masks", "p.yaml", "--processes", "0"], "'--processes': 0 is not in the range x>=1"),
+        (["masks", "p.yaml", "--processes", "-1"], "-1 is not in the range x>=1"),
+        (["scenes", "x", "--processes", "two"], "'two' is not a valid integer"),
+        (["quality", "p.yaml", "--images", "0"], "'--images': 0 is not in the range x>=1"),
+        (["pretrain", "clip", "--minutes", "0"], "'--minutes': 0.0 is not in the range x>0"),
     ],
 )
 def test_a_mistake_is_one_line(home: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,10 +147,23 @@ def test_a_mistake_is_one_line(home: Path, words: list[str], said: str, capsys: 
     assert error.startswith("error: ") and error.count("\n") == 1 and said in error
 
 
+@pytest.mark.parametrize(
+    ("model", "place"), [("clip", "pretrain_clip.train_clip"), ("backbone", "pretrain_backbone.pretrain")]
+)
+def test_the_small_models_are_made_again(
+    model: str, place: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(f"carblib.scenes.{place}", lambda *settings: asked.extend(settings))
+    assert carb("pretrain", model, "--minutes", "2", "--output", tmp_path / "own") == 0
+    assert asked[0] == 2 and asked[-1] == tmp_path / "own"
+
+
 def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     outcomes = {
         "refused": (PermissionError(13, "Permission denied", "/data/a.png"), 2),
         "mistaken": (CarbError("a.png: broken\n  by its maker; copy it again"), 2),
+        "full": (RuntimeError("DefaultCPUAllocator: can't\nallocate memory"), 2),
         "stopped": (KeyboardInterrupt(), 130),
         "saved": (Interrupted(), 130),
         "one": (1, 1),
@@ -165,6 +186,8 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
         assert "Traceback" not in said
         if name in ("refused", "mistaken"):
             assert said.count("\n") == 1 and re.match("error: (/data/|)a.png: (permission|broken)", said)
+        if name == "full":
+            assert said.count("\n") == 1 and "memory ran out; lower image_size, workers" in said
     group.command("wrong")(lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):  # our own mistakes keep their trace
         run_and_exit(group, ["wrong"])
@@ -195,6 +218,26 @@ def test_any_command_may_come_first(home: Path, capsys: pytest.CaptureFixture[st
     assert carb("predict", file, "--checkpoint", folder / "plain/final.pt") == 0
     assert carb("evaluate", file, "--folder", home / "runs/r/predictions/plain/test") == 0
     assert "plain on test, 1 images: mIoU" in capsys.readouterr().out
+    assert load_params(home / "runs/r/params.yaml") == load_params(file), "each of them left it"
+    assert carb("predict", file, "-p", "lr", "0.06", "--checkpoint", folder / "plain/final.pt") == 0
+    assert "plain/final.pt: was trained on other things: lr 0.05 → 0.06; predicts as it is" in capsys.readouterr().out
+    assert carb("report", file) == 0, "without any notebook"
+    assert "reaches" in (home / "runs/r/report.html").read_text("utf-8")
+
+
+def test_parameters_that_differ_are_told_and_those_of_refused_commands_not_kept(home: Path, capsys) -> None:
+    file, kept = home / "tiny.yaml", home / "runs/r/params.yaml"
+    write_text(file, small_params(run="r", **TINY).to_yaml())
+    assert carb("labels", file) == 0 and "former" not in capsys.readouterr().out
+    assert carb("labels", file, "-p", "lr", "0.06", "-p", "workers", "1") == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "former" in line]
+    assert said == [f"{kept}: lr 0.05 → 0.06; what lies there was made with the former"]
+    assert load_params(kept).lr == 0.06
+    with pytest.raises(CarbError):
+        carb("evaluate", file, "--folder", home / "nothing")
+    assert load_params(kept).lr == 0.06
+    write_text(kept, "lr: [")
+    assert carb("labels", file) == 0 and load_params(kept) == load_params(file)
 
 
 def test_scenes_rendered_as_the_error_says_are_not_refused_later(home: Path) -> None:
@@ -238,17 +281,3 @@ def test_where_parameters_come_from_makes_no_difference_to_them(home: Path) -> N
     read, made = load_params(home / "p.yaml"), Params(run="x")
     assert read == made and hash(read.run) == hash(made.run) and read.model_dump() == made.model_dump()
     assert made.updated(seed=1).updated(seed=0) == made and repr(read) == repr(made)
-
-
-# --- several processes -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_fabric_starts_the_command_again_for_a_second_device(home: Path) -> None:
-    write_text(home / "tiny.yaml", small_params(run="r", **TINY | {"batch_size": 1}).to_yaml())
-    command = [sys.executable, "-m", "carblib", "train", "tiny.yaml", "-p", "devices", "2"]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
-    done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("trained networks and logs") == 1 and "MEMBER: 2/2" in done.stdout + done.stderr

@@ -19,6 +19,7 @@ from carblib.clip_files import clip
 from carblib.clip_models import ClipModel, load_clip
 from carblib.masker import Masker, build_masker, pseudo_mask
 from carblib.prompts import TextEmbeddings
+from carblib.scenes.render import render_scene
 from carblib.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -288,14 +289,31 @@ def test_strategies_are_finite_and_differ(random_clip):
             assert not torch.allclose(seen[one], seen[other], atol=1e-3), (one, other)
 
 
-def test_bfloat16_autocast_stays_close(random_clip):
+def test_bfloat16_stays_close_and_the_masker_alone_decides_on_it(random_clip):
     images = _images(2, 40, 56)
     for name in STRATEGIES:
-        masker = Masker(random_clip, _text(), name)
+        exact = Masker(random_clip, _text(), name).similarity(images)
+        masker = Masker(random_clip, _text(), name, precision="bf16-mixed")
+        rough = masker.similarity(images)
+        assert rough.dtype == masker.features(images).dtype == torch.float32
+        assert not torch.equal(rough, exact)
+        torch.testing.assert_close(rough, exact, rtol=0, atol=0.05)
         with torch.autocast("cpu", torch.bfloat16):
-            rough = masker.similarity(images)
-        assert rough.dtype == torch.float32
-        torch.testing.assert_close(rough, masker.similarity(images), rtol=0, atol=0.05)
+            assert torch.equal(Masker(random_clip, _text(), name).similarity(images), exact)
+        with torch.autocast("cpu", torch.float16):
+            assert torch.equal(masker.similarity(images), rough)
+
+
+def test_bfloat16_changes_few_pixels_of_the_embedded_clips_masks():
+    # 99.8 % of pixels of rendered scenes are equal.
+    params = small_params(precision="bf16-mixed")
+    images = torch.stack(
+        [torch.from_numpy(render_scene(i, params.image_size).image).permute(2, 0, 1) for i in range(3)]
+    )
+    labels = torch.ones(3, len(params.class_set), dtype=torch.bool)
+    exact, rough = (build_masker(params.updated(precision=own))(images, labels) for own in ("32-true", "bf16-mixed"))
+    share = (exact == rough).double().mean()
+    assert 0.99 < share < 1, share
 
 
 def test_neighbourhood_is_a_gaussian_of_the_distance():

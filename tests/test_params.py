@@ -29,7 +29,8 @@ def write(folder, text):
 
 
 def test_the_defaults_are_the_papers_on_one_device():
-    recipe, machine = load_params(FOLDER / "cityscapes.yaml"), {"devices", "batch_size", "sync_bn", "workers", "device"}
+    recipe = load_params(FOLDER / "cityscapes.yaml")
+    machine = {"devices", "batch_size", "sync_bn", "workers", "device", "precision"}
     changed = {key for key, value in Params() if value != getattr(recipe, key)}
     assert changed == machine | {"test_split"}
     assert Params().devices * Params().batch_size == recipe.devices * recipe.batch_size == 8
@@ -89,15 +90,15 @@ def test_a_base_is_a_line_of_a_file_and_no_parameter():
 BEFORE = {
     "labels": "classes",
     "masks": "classes image_size clip masker gate clip_pixels official_clip synonyms mask_window "
-    "mask_stride mask_scales mask_flip",
+    "mask_stride mask_scales mask_flip precision",
     "inference": "image_size infer_window infer_stride infer_scales infer_flip precision",
-    "nothing": "clip_folder log_every checkpoint_every tensorboard device workers interactive",
+    "nothing": "clip_folder log_every checkpoint_every tensorboard device workers cache_images interactive",
 }
 NOT_TRAINING = (
     "run val_split test_split scenes_val scenes_test variants ceiling tensorboard log_every val_every val_images "
     "checkpoint_every monitor_images infer_window infer_stride infer_scales infer_flip bootstrap device workers "
-    "interactive ablation_variants ablation_paths ablation_maskers ablation_seeds "
-    "dataset root scenes_train scenes_seed labels pseudo_masks clip_folder"  # data are known by content
+    "cache_images interactive ablation_variants ablation_paths ablation_maskers ablation_seeds "
+    "dataset root images scenes_train scenes_seed skip_bad labels pseudo_masks clip_folder"  # data are known by content
 )
 
 
@@ -144,6 +145,7 @@ def test_official_recipes(name, iterations, warmup, crop, classes):
     assert (p.iterations, p.warmup, p.crop, len(p.class_set)) == (iterations, warmup, crop, classes)
     assert (p.lr, p.momentum, p.weight_decay, p.lr_min, p.poly_power, p.flip) == (0.005, 0.9, 5e-4, 1e-4, 0.9, 0.5)
     assert (p.batch_size, p.devices, p.sync_bn, p.photometric) == (4, 2, True, True)
+    assert p.precision == "bf16-mixed"
     assert (p.clip, p.path, p.patch) == ("ViT-B/16", "dual", (512, 256))
     assert p.aspp_dilations == (6, 12, 18, 24)
     assert p.freeze_backbone is False and p.cache_features is False
@@ -260,22 +262,12 @@ def test_crops_of_cached_features_may_be_smaller_on_the_grid():
     assert small_params(image_size=[90, 70], crop=[90, 70], patch=[9, 9]).crop == (90, 70)
 
 
-@pytest.mark.parametrize("watched", [True, False])
-def test_only_a_person_is_told_to_restart_the_kernel(watched, monkeypatch):
-    monkeypatch.setattr("carblib.params.is_live", lambda: watched)
-    assert ("restart the kernel" in message(lambda: notebook_params({"lrr": 3}))) == watched
-
-
-def test_notebook_takes_what_papermill_injects():
-    import numpy
-
-    cell = {"params_file": "params/demo.yaml", "lr": "1e-2", "crop": [256, 256], "clip_folder": ""}
-    ipython = {"In": ["a"], "Out": {}, "_i1": "x", "_": 3, "__name__": "x", "exit": 1, "quit": 2, "get_ipython": 3}
-    objects = {"np": numpy, "message": message, "array": numpy.ones(3), "Params": Params}
-    p = notebook_params({**cell, **ipython, **objects})
-    assert (p.lr, p.crop) == (0.01, (256, 256))
+def test_a_notebook_overrides_what_its_file_says():
+    cell = {"params_file": "params/demo.yaml", "lr": "1e-2", "crop": [256, 256], "clip_folder": "", "seed": None}
+    p = notebook_params(cell | {"mask_window": None})
+    assert (p.lr, p.crop, p.seed, p.mask_window) == (0.01, (256, 256), small_params().seed, None)
     assert "'lrr' is no parameter; did you mean 'lr'?" in message(lambda: notebook_params({**cell, "lrr": 3}))
-    assert notebook_params({}) == small_params()
+    assert notebook_params({"params_file": "params/demo.yaml"}) == small_params()
 
 
 def test_variants_and_copies():
@@ -360,13 +352,44 @@ def test_class_names_are_what_was_written(tmp_path):
 
 
 def test_numbers_stay_numbers_beside_texts_of_the_same_anchor(tmp_path):
-    path = write(tmp_path, f"base: {FOLDER}/demo.yaml\nseed: &n 0012\nrun: *n\nlabels: ''\nmask_window: null\n")
+    path = write(tmp_path, f"base: {FOLDER}/demo.yaml\nseed: &n 1_2\nrun: *n\nlabels: ''\nmask_window: null\n")
     p = load_params(path)
-    assert (p.seed, p.run, p.mask_window) == (10, "0012", None)
+    assert (p.seed, p.run, p.mask_window) == (12, "1_2", None)
 
 
 def test_a_text_that_papermill_made_a_number_is_refused():
     for value in (20240115, 12.0, True):
         said = message(lambda value=value: notebook_params({"run": value}))
         assert f"run: a text that came as {value!r}" in said and "-r run <text>" in said
-    assert notebook_params({"run": "2024_01_15", "seed": 3}).run == "2024_01_15"
+    assert notebook_params({"params_file": "params/demo.yaml", "run": "2024_01_15"}).run == "2024_01_15"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("val_images: 010", "010 is no decimal number; write it without leading zeros"),
+        ("val_images: 1:30", "1:30 is no decimal number"),
+        ("lr: 1:30.5", "1:30.5 is no decimal number"),
+        ("val_images: yes", "'val_images' cannot be True: true and false, yes and no"),
+        ("flip: on", "'flip' cannot be True"),
+        ("crop: [yes, no]", "'crop' cannot be [True, False]"),
+        ("train_split: ../train", "'train_split' cannot be '../train': must be the plain name of a folder"),
+        ("val_split: ''", "'val_split' cannot be ''"),
+        ("test_split: .hidden", "'test_split' cannot be '.hidden'"),
+    ],
+)
+def test_what_yaml_and_pydantic_would_read_otherwise_is_refused(tmp_path, line, said):
+    assert said in message(lambda: load_params(write(tmp_path, f"base: {FOLDER}/demo.yaml\n{line}\n")))
+
+
+def test_numbers_that_all_read_alike_and_merged_classes_stay(tmp_path):
+    text = "val_images: 1_0\nworkers: 0x2\nlr: 00.5\nflip: 1e-1\nlr_min: 0\nmask_flip: yes\nclasses:\n"
+    text += "  - &small {name: sky, small: true}\n  - {<<: *small, name: road}\n"
+    p = load_params(write(tmp_path, f"base: {FOLDER}/demo.yaml\n{text}"))
+    assert (p.val_images, p.workers, p.lr, p.flip, p.lr_min, p.mask_flip) == (10, 2, 0.5, 0.1, 0, True)
+    assert p.class_set.names == ("sky", "road") and p.class_set.small == (True, True)
+
+
+def test_a_home_of_no_user_is_no_folder(monkeypatch):
+    monkeypatch.setenv("CARB_HOME", "~no_such_user/x")
+    assert message(project_root) == "CARB_HOME: ~no_such_user/x: there is no such user; write the folder"

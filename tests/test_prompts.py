@@ -3,7 +3,6 @@ from __future__ import annotations
 import copy
 
 import pytest
-import safetensors.torch
 import torch
 
 from carblib import prompts
@@ -91,15 +90,17 @@ def test_cache_is_kept_apart_by_weights_words_and_templates(random_clip, tmp_pat
     assert len(list(tmp_path.iterdir())) == 4
 
 
-def test_damaged_cache_is_made_again(random_clip, tmp_path):
+def test_damaged_cache_is_made_again(random_clip, tmp_path, capsys):
     right = embed_words(random_clip, ["sky"], tmp_path)
     (file,) = tmp_path.iterdir()
     good = file.read_bytes()
-    nan = safetensors.torch.save({"vectors": torch.full((1, 128), float("nan"))})
-    for damage in (good[:50], b"", nan, safetensors.torch.save({"vectors": torch.zeros(2, 128)})):
-        file.write_bytes(damage)
+    flipped = bytearray(good)
+    flipped[good.index(right.numpy().tobytes())] ^= 1  # the last bit of the first number
+    for damage in (good[:50], b"", flipped, torch.full((1, 128), float("nan")), torch.zeros(2, 128), {"a": 1}):
+        file.write_bytes(damage) if isinstance(damage, bytes | bytearray) else torch.save(damage, file)
         assert torch.equal(embed_words(random_clip, ["sky"], tmp_path), right)
         assert file.read_bytes() == good
+        assert f"{file}: damaged; the words" in capsys.readouterr().out
 
 
 # --- words the model never saw -----------------------------------------------------------------------------------

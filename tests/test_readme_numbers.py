@@ -11,6 +11,7 @@ from places import REPOSITORY
 FOLDER = REPOSITORY / "figures" / "published"
 # README's row (how it begins) → the row of figures/published/table_comparison.csv and .md.
 ROWS = {
+    "CLIP's masks without labels": "CLIP masks, no labels",
     "CLIP's masks of the whole image": "CLIP masks",
     "CLIP's masks from local views": "CLIP masks, local views",
     "plain cross-entropy": "plain cross-entropy",

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import nbformat
@@ -41,6 +44,26 @@ def imports(source: str) -> set[str]:
         elif isinstance(node, ast.Import):
             found |= {room(alias.name) for alias in node.names if alias.name.startswith("carblib")}
     return found
+
+
+def sources() -> Iterator[tuple[Path, str]]:
+    """All code of the package and of the notebooks."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        yield path, path.read_text("utf-8")
+    for path in NOTEBOOKS:
+        for cell in nbformat.read(path, as_version=4).cells:
+            if cell.cell_type == "code":
+                yield path, cell.source
+
+
+def test_every_name_that_is_imported_exists() -> None:
+    """Also what a command imports only when it runs."""
+    for path, source in sources():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("carblib"):
+                for name in (alias.name for alias in node.names):
+                    there = hasattr(import_module(node.module), name) or find_spec(f"{node.module}.{name}")
+                    assert there, f"{path}:{node.lineno}: {node.module} has no {name}"
 
 
 def test_imports_go_one_way() -> None:
@@ -101,3 +124,8 @@ def test_the_map_names_every_file() -> None:
     stems = {path.stem for path in PACKAGE.rglob("*.py") if path.stem != "__init__"} - {"__main__"}
     unnamed = {stem for stem in stems if stem not in words and not stem.startswith("pretrain_")}
     assert not unnamed
+
+
+def test_conda_and_pip_install_the_same() -> None:
+    extras = re.search(r"^EXTRAS \?= (.+)$", (REPOSITORY / "Makefile").read_text("utf-8"), re.MULTILINE)[1]
+    assert f"- -e .[{extras}]\n" in (REPOSITORY / "environment.yml").read_text("utf-8")

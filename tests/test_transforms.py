@@ -5,18 +5,23 @@ import colorsys
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import small_params
 
 from carblib.transforms import (
     TrainTransform,
-    crop_and_pad,
+    distorted,
+    load_part,
     load_sized,
     photometric_distortion,
+    photometric_draws,
     random_box,
     resize_maps,
     resize_mask,
+    resize_mask_part,
+    resized_argmax,
     window_starts,
 )
 
@@ -34,6 +39,10 @@ def generator(seed=0):
 def params(**keys):
     base = {"cache_features": False, "image_size": [40, 60], "crop": [24, 32], "patch": [8, 8]}
     return small_params(**{**base, **keys})
+
+
+def sample_of(params, image, mask, seed):
+    return distorted(TrainTransform(params)(image, mask, generator(seed)), params)
 
 
 def picture(height, width, seed=0):
@@ -92,7 +101,7 @@ def test_a_mask_or_its_absence_changes_nothing_else():
         with_mask = transform(image, mask, generator(seed))
         without = transform(image, None, generator(seed))
         assert (without["mask"] == 255).all()
-        for key in ("image", "clip_image", "valid", "box", "flipped"):
+        for key in ("image", "draws", "valid", "box", "flipped"):
             assert torch.equal(with_mask[key], without[key])
 
 
@@ -147,19 +156,41 @@ def test_flip_probability(flip, expected):
     assert sum(bool(transform(image, mask, generator(seed))["flipped"]) for seed in range(50)) == expected
 
 
-def test_crop_and_pad():
-    whole = torch.arange(12).view(1, 3, 4)
-    assert crop_and_pad(whole, (1, 2), (2, 2), 0).tolist() == [[[6, 7], [10, 11]]]
-    assert crop_and_pad(whole, (0, 0), (4, 2), -1).tolist() == [[[0, 1], [4, 5], [8, 9], [-1, -1]]]
+@settings(max_examples=300, deadline=None)
+@given(
+    whole=st.tuples(st.integers(1, 90), st.integers(3, 90)),
+    ratio=st.floats(0.4, 2.2),
+    stretch=st.sampled_from([1.0, 1.0, 0.7, 1.3]),
+    draws=st.tuples(*[st.floats(0, 1)] * 4),
+)
+def test_a_part_is_resized_as_within_the_whole(whole, ratio, stretch, draws):
+    size = tuple(max(1, round(side * ratio * by)) for side, by in zip(whole, (1, stretch), strict=True))
+    part = [1 + round(draw * (side - 1)) for draw, side in zip(draws[:2], size, strict=True)]
+    box = [round(draw * (side - own)) for draw, side, own in zip(draws[2:], size, part, strict=True)]
+    rng = np.random.default_rng(whole[0] * 100 + whole[1])
+    image, mask = rng.integers(0, 256, (*whole, 3), np.uint8), rng.integers(0, 11, whole, np.uint8)
+    rows, columns = (slice(start, start + length) for start, length in zip(box, part, strict=True))
+    shown = load_part(image, size, box, part)
+    assert shown.is_contiguous() and torch.equal(shown, load_sized(image, size)[:, rows, columns])
+    if min(whole) > 4:  # of a side of two pixels torch rounds the middle either way
+        np.testing.assert_array_equal(resize_mask_part(mask, size, box, part), resize_mask(mask, size)[rows, columns])
+
+
+def test_little_of_an_image_is_resized_for_a_part(monkeypatch):
+    seen = []
+    plain = F.interpolate
+    monkeypatch.setattr(F, "interpolate", lambda pixels, **keys: seen.append(pixels.shape) or plain(pixels, **keys))
+    load_part(np.zeros((100, 200, 3), np.uint8), (200, 400), (150, 20), (50, 60))
+    assert seen == [(1, 3, 27, 42)]
 
 
 def test_clip_sees_clean_pixels_unless_the_official_way_is_asked_for():
     image, mask = picture(40, 60)
     keys = {"photometric": True, "crop": [40, 60], "flip": 0.0}
-    clean = TrainTransform(params(**keys))(image, mask, generator(1))
+    clean = sample_of(params(**keys), image, mask, 1)
     assert not torch.equal(clean["image"], clean["clip_image"])
     np.testing.assert_array_equal(clean["clip_image"].permute(1, 2, 0).numpy(), image)
-    official = TrainTransform(params(**keys, clip_pixels="official"))(image, mask, generator(1))
+    official = sample_of(params(**keys, clip_pixels="official"), image, mask, 1)
     assert torch.equal(official["image"], official["clip_image"])
 
 
@@ -181,7 +212,7 @@ def reference_distortion(pixel, brightness, contrast, saturation, turn, contrast
 
 def test_photometric_distortion_is_the_fields():
     image = torch.from_numpy(np.random.default_rng(5).integers(0, 256, (3, 6, 7)).astype(np.uint8))
-    seen = set()
+    seen, kept = set(), []
     for seed in range(40):
         draw = generator(seed)
 
@@ -197,7 +228,8 @@ def test_photometric_distortion_is_the_fields():
         saturation = uniform(0.5, 1.5) if coin() else 1.0
         turn = uniform(-18, 18) / 180 if coin() else 0.0
         seen.add((brightness != 0, contrast != 1, contrast_first, saturation != 1, turn != 0))
-        result = photometric_distortion(image, generator(seed))
+        drawn = photometric_draws(generator(seed))
+        result = photometric_distortion(image, drawn)
         assert result.dtype == torch.uint8
         for row in range(6):
             for column in range(7):
@@ -205,7 +237,10 @@ def test_photometric_distortion_is_the_fields():
                     image[:, row, column].tolist(), brightness, contrast, saturation, turn, contrast_first
                 )
                 assert np.abs(result[:, row, column].numpy() - np.array(expected)).max() <= 1.0
+        kept.append((drawn, result))
     assert len(seen) > 15
+    batch = photometric_distortion(image.expand(40, -1, -1, -1), torch.stack([drawn for drawn, _ in kept]))
+    assert (batch.int() - torch.stack([result for _, result in kept]).int()).abs().max() <= 1
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40))
@@ -221,3 +256,23 @@ def test_maps_of_the_size_asked_for_are_not_copied():
     assert resize_maps(maps, (3, 4)) is maps
     larger = resize_maps(maps, (6, 8))
     assert larger.shape == (1, 2, 6, 8) and larger[0, 0, 0, 0] == maps[0, 0, 0, 0]
+
+
+@given(
+    st.integers(1, 9),
+    st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    st.tuples(st.integers(1, 200), st.integers(1, 50)),
+)
+@settings(max_examples=60, deadline=None)
+def test_resized_argmax_is_the_argmax_of_resized_maps(classes, coarse, size):
+    maps = torch.rand(classes, *coarse, generator=torch.Generator().manual_seed(size[0]))
+    plain = F.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0]
+    found = resized_argmax(maps, size)
+    assert found.dtype == torch.uint8 and found.shape == size
+    # Rounding may decide between two that are equal: what was chosen must be as high as the highest.
+    chosen = plain.gather(0, found.long()[None])[0]
+    torch.testing.assert_close(chosen, plain.amax(0), rtol=1e-5, atol=1e-6)
+
+
+def test_resized_argmax_takes_the_first_of_equals():
+    assert not resized_argmax(torch.ones(4, 3, 3), (130, 7)).any()

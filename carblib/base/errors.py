@@ -14,7 +14,8 @@ _REMEDIES = {
     errno.EROFS: "name a place that can be written",
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space",
-    errno.ELOOP: "a link in it leads back to itself; remove that link",
+    errno.ENAMETOOLONG: "shorten the name",
+    errno.ELOOP: "a link in it leads back to itself; mend that link",
 }
 
 

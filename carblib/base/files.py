@@ -4,33 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import hashlib
 import io
 import json
 import os
 import pickle
+import re
 import struct
 import uuid
 import zipfile
 import zlib
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import yaml
-from PIL import Image, ImageOps
 
 from carblib.base.errors import CarbError, refusals
 from carblib.base.numpy_data import STAND_INS
 
 PathLike = str | os.PathLike[str]
 
-# Everything Pillow is known to raise on damaged files; nothing here can be a programming error of ours.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
-_COLOUR_MODES = {"1", "L", "P", "LA", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
-_MASK_MODES = {"1", "L", "P", "I;16", "I", "RGB", "RGBA"}
+_CHECKSUM = "checksum"
+_MAKE_AGAIN = "delete it and run its command again"
+
+
+def digest_of(data: bytes) -> str:
+    """Return the digest of some bytes: 32 hexadecimal digits of BLAKE2b."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 # --- writing -----------------------------------------------------------------------------------------------------
@@ -43,19 +46,30 @@ def atomic(path: PathLike) -> Iterator[BinaryIO]:
     Missing folders are made. When the body raises, `path` stays as it was. Raises CarbError where the disk refuses.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex[:12]}.tmp")
+    start = os.fsencode(path.name)[:100].decode("utf-8", "ignore")  # a name may have 255 bytes, not letters
+    temporary = path.with_name(f".{start}.{uuid.uuid4().hex[:12]}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise CarbError(f"{path}: cannot be written ({error}); check free space and permissions") from error
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+@contextlib.contextmanager
+def writing(path: PathLike) -> Iterator[None]:
+    """Within the block, turn an OSError into a CarbError: `path` cannot be written, and why."""
+    try:
+        yield
+    except OSError as error:
+        long = error.errno == errno.ENAMETOOLONG
+        remedy = "shorten the name" if long else "check free space and permissions"
+        raise CarbError(f"{path}: cannot be written ({error}); {remedy}") from error
 
 
 def write_bytes(path: PathLike, data: bytes | memoryview) -> None:
@@ -65,13 +79,18 @@ def write_bytes(path: PathLike, data: bytes | memoryview) -> None:
 
 
 def write_text(path: PathLike, text: str) -> None:
-    """Write text atomically, as UTF-8."""
-    write_bytes(path, text.encode("utf-8"))
+    """Write text atomically, as UTF-8; bytes of a file's name that are no text stand as in JSON: \\udcff."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
-def write_json(path: PathLike, obj: Any) -> None:
-    """Write an object of plain Python types atomically as JSON; NaN is refused (use None: NaN is not JSON)."""
-    write_text(path, json.dumps(obj, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+def write_json(path: PathLike, obj: Any, indent: int | None = 1) -> None:
+    """Write an object of plain Python types atomically as JSON; NaN is refused (use None: NaN is not JSON).
+
+    Its last key is a checksum of the others, which whoever reads it compares; a list is kept under the key "rows".
+    """
+    content = obj if isinstance(obj, dict) else {"rows": obj}
+    signed = {**content, _CHECKSUM: digest_of(json.dumps(content).encode())}
+    write_text(path, json.dumps(signed, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_csv(path: PathLike, rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = None) -> None:
@@ -89,25 +108,11 @@ def csv_text(rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = Non
     return text.getvalue()
 
 
-def write_index_png(path: PathLike, mask: np.ndarray, palette: Sequence[Sequence[int]]) -> None:
-    """Write a mask (H, W) uint8 of train ids atomically as an indexed PNG; values beyond the palette show black."""
-    if mask.ndim != 2 or mask.dtype != np.uint8:
-        raise ValueError(f"a mask is (H, W) uint8, not {mask.shape} {mask.dtype}")
-    table = np.zeros((256, 3), np.uint8)
-    table[: len(palette)] = np.asarray(palette, np.uint8).reshape(-1, 3)
-    picture = Image.fromarray(np.ascontiguousarray(mask))
-    picture.putpalette(table.tobytes())
+def write_npz(path: PathLike, **arrays: np.ndarray) -> None:
+    """Write arrays atomically as a compressed .npz."""
     data = io.BytesIO()
-    # bits=8: with few values Pillow would pack 4 bits, which some readers turn into other indices.
-    picture.save(data, "PNG", bits=8)
-    write_bytes(path, data.getvalue())
-
-
-def write_image(path: PathLike, image: np.ndarray) -> None:
-    """Write an image (H, W, 3), or a grey or index image (H, W), uint8, atomically as PNG."""
-    data = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image)).save(data, "PNG")
-    write_bytes(path, data.getvalue())
+    np.savez_compressed(data, **arrays)
+    write_bytes(path, data.getbuffer())
 
 
 def save_torch(path: PathLike, obj: Any) -> None:
@@ -123,36 +128,78 @@ def save_torch(path: PathLike, obj: Any) -> None:
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
-def _existing(path: PathLike) -> Path:
+def existing(path: PathLike) -> Path:
+    """Return the path of a file that is there and may be read; raises CarbError for any other."""
     path = Path(path)
     with refusals():
         if path.is_file():
             path.open("rb").close()  # what may not be read is not damaged
             return path
-        what = "is a folder, not a file" if path.is_dir() else "no such file"
+        what = "is a folder, not a file" if path.is_dir() else "a pipe or device, not a file"
+        what = "no such file" if not path.exists() else what
         what = "a link that leads nowhere" if path.is_symlink() and not path.exists() else what
     raise CarbError(f"{path}: {what}; check the path in the parameters")
 
 
-def read_json(path: PathLike) -> Any:
-    """Read a JSON file. Raises CarbError where it is missing or no JSON."""
-    path = _existing(path)
+def read_json(path: PathLike, remedy: str = _MAKE_AGAIN) -> dict[str, Any]:
+    """Read an object of JSON, less its checksum; one that a person wrote needs none.
+
+    Raises CarbError, which ends with the remedy, where it is missing, damaged, or no object.
+    """
+    content = _json(path, remedy)
+    if not isinstance(content, dict):
+        raise CarbError(f"{path}: holds no object of keys and values; {remedy}")
+    return content
+
+
+def read_rows(path: PathLike, keys: Sequence[str], remedy: str = _MAKE_AGAIN) -> list[dict[str, Any]]:
+    """Read a list of rows, each of which has these keys. Raises CarbError, as `read_json` does, for anything else."""
+    content = _json(path, remedy)
+    rows = content.get("rows") if isinstance(content, dict) else content
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise CarbError(f"{path}: holds no list of rows; {remedy}")
+    lacking = [key for row in rows for key in keys if key not in row]
+    if lacking:
+        raise CarbError(f"{path}: a row lacks '{lacking[0]}'; {remedy}")
+    return rows
+
+
+def _json(path: PathLike, remedy: str) -> Any:
+    path = existing(path)
     try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise CarbError(f"{path}: not readable as JSON ({error}); delete it and run its command again") from error
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CarbError(f"{path}: not readable as JSON ({error}); {remedy}") from error
+    expected = content.pop(_CHECKSUM, None) if isinstance(content, dict) else None
+    if expected is not None and expected != digest_of(json.dumps(content).encode()):
+        raise CarbError(
+            f"{path}: damaged, its checksum is another; {remedy} (if you changed it yourself, delete its '{_CHECKSUM}')"
+        )
+    return content
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML that refuses a key given twice, where plain YAML silently takes the last."""
+class _Plain(yaml.SafeLoader):
+    """YAML without its traps: a key given twice, of which it takes the last, 010, which is 8, and 1:30, which is 90."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         """Build a mapping whose keys are all different."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        keys = [self.construct_object(key, deep=True) for key in own]
         for place, key in enumerate(keys):
             if key in keys[:place]:
                 raise yaml.constructor.ConstructorError(None, None, f"'{key}' is given twice", node.start_mark)
         return super().construct_mapping(node, deep)
+
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        """Build a number that everybody reads alike."""
+        if re.match(r"[-+]?0[0-9_]+$|.*:", node.value):
+            reason = f"{node.value} is no decimal number; write it without leading zeros and colons"
+            raise yaml.constructor.ConstructorError(None, None, reason, node.start_mark)
+        return self.construct_yaml_float(node) if node.tag.endswith("float") else self.construct_yaml_int(node)
+
+
+for _kind in ("int", "float"):
+    _Plain.add_constructor(f"tag:yaml.org,2002:{_kind}", _Plain.construct_number)
 
 
 def read_yaml(path: PathLike, texts: Container[str] = ()) -> Any:
@@ -161,7 +208,7 @@ def read_yaml(path: PathLike, texts: Container[str] = ()) -> Any:
     `texts`: keys, at whatever depth, whose value, or the items of whose list, are texts: taken as they are written,
     where YAML would turn 2024_01_15 and 0012 into other numbers, and yes into true.
     """
-    path = _existing(path)
+    path = existing(path)
     try:
         return parse_yaml(path.read_bytes().decode("utf-8"), texts)
     except UnicodeDecodeError as error:
@@ -175,7 +222,7 @@ def read_yaml(path: PathLike, texts: Container[str] = ()) -> Any:
 
 def parse_yaml(text: str, texts: Container[str] = ()) -> Any:
     """Return what a text of YAML holds, `texts` as in `read_yaml`; raises what PyYAML raises."""
-    loader = _UniqueKeys(text)
+    loader = _Plain(text)
     node = loader.get_single_node()
     return None if node is None else loader.construct_document(_as_written(node, texts, False, {}))
 
@@ -207,7 +254,7 @@ def load_torch(path: PathLike) -> Any:
     """
     import torch
 
-    path = _existing(path)
+    path = existing(path)
     if not path.stat().st_size:
         raise CarbError(f"{path}: empty, 0 bytes; download or copy it again")
     if zipfile.is_zipfile(path):
@@ -243,79 +290,10 @@ def _check_archive(path: Path) -> None:
         raise CarbError(f"{path}: damaged ({bad}), its checksum is another; copy it again, or make it again")
 
 
-def read_image(path: PathLike) -> np.ndarray:
-    """Read a PNG, JPEG or other 8-bit image as (H, W, 3) uint8 RGB, turned upright as its EXIF entry says.
-
-    Raises CarbError for a file that is missing, truncated, no image, or of more than 8 bits per channel.
-    """
-    path = _existing(path)
-    try:
-        with Image.open(path) as picture:
-            mode = picture.mode
-            if mode in _COLOUR_MODES:
-                return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
-    except _DAMAGE as error:
-        raise CarbError(f"{path}: truncated or not an image ({error}); download or copy it again") from error
-    raise CarbError(f"{path}: image mode {mode} is not 8-bit colour or grey; convert it to an 8-bit PNG or JPEG")
-
-
-@dataclass(frozen=True)
-class MaskPng:
-    """A PNG's raw values, (H, W) uint8 (grey or palette index), uint16 or int32, or (H, W, 3 or 4) uint8.
-
-    palette: the file's colours (n, 3) uint8 where values are indices. stretch: what a viewer multiplies grey values of
-    1, 2 or 4 bits by, so that the brightest is 255; else 1.
-    """
-
-    values: np.ndarray
-    palette: np.ndarray | None = None
-    stretch: int = 1
-
-    def colours(self) -> np.ndarray:
-        """Return what a viewer shows, (H, W, 3) uint8, of values of 8 bits."""
-        if self.values.ndim == 3:
-            return self.values[..., :3]
-        if self.palette is not None:
-            table = np.zeros((256, 3), np.uint8)
-            table[: len(self.palette)] = self.palette
-            return table[self.values]
-        return np.repeat((self.values * self.stretch)[..., None], 3, 2)
-
-
-def read_mask_png(path: PathLike) -> np.ndarray:
-    """Read a PNG's raw values (`MaskPng`). Raises CarbError where it is missing, truncated or no PNG."""
-    return open_mask_png(path).values
-
-
-def open_mask_png(path: PathLike) -> MaskPng:
-    """Read a PNG's raw values and what they stand for.
-
-    Raises CarbError for a file that is missing, truncated or no PNG (JPEG changes the values).
-    """
-    path = _existing(path)
-    try:
-        with Image.open(path) as picture:
-            kind, mode = picture.format, picture.mode
-            values = np.array(picture) if kind == "PNG" and mode in _MASK_MODES else None
-            palette = np.array(picture.getpalette("RGB"), np.uint8).reshape(-1, 3) if mode == "P" else None
-    except _DAMAGE as error:
-        raise CarbError(f"{path}: truncated or not a PNG ({error}); download or copy it again") from error
-    if values is None:
-        raise CarbError(f"{path}: a {kind} file of mode {mode}; a mask must be a PNG of ids, indices or RGB colours")
-    with open(path, "rb") as file:
-        depth, colour_type = file.read(26)[24:26]
-    stretch = 255 // (2**depth - 1) if colour_type == 0 and depth < 8 else 1
-    if values.dtype == bool:
-        values = values.astype(np.uint8)
-    elif stretch > 1:  # Pillow stretches grey of 2 and 4 bits
-        values = values // np.uint8(stretch)
-    return MaskPng(values, palette, stretch)
-
-
 def sha256(path: PathLike) -> str:
     """Return a file's SHA-256 in hexadecimal. Raises CarbError where it is missing."""
     digest = hashlib.sha256()
-    with open(_existing(path), "rb") as file:
+    with open(existing(path), "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

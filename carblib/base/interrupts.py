@@ -34,7 +34,29 @@ def held_back() -> Iterator[Callable[[], bool]]:
 
 
 def end_like_interrupt() -> None:
-    """Let SIGTERM and SIGHUP raise KeyboardInterrupt, as Ctrl-C does, for the rest of the process."""
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.default_int_handler)
+    """Let all of these signals raise KeyboardInterrupt, as Ctrl-C does, for the rest of the process."""
+    for number in SIGNALS:
+        signal.signal(number, signal.default_int_handler)
+
+
+def leave_to_parent(_: int) -> None:
+    """As `deaf_children`, within a process that torch started to load data; the argument is its number."""
+    for number in SIGNALS:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def deaf_children() -> Iterator[None]:
+    """Let processes that are started within the block never hear these signals, which reach all of a command at once.
+
+    But SIGTERM, by which they are ended. Here they raise KeyboardInterrupt, after the block where they came within.
+    """
+    with held_back() as asked:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {*SIGNALS} - {signal.SIGTERM})
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if asked():
+        raise KeyboardInterrupt

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import sys
+from functools import cache
 from typing import Any
+
+from carblib.base.processes import is_first
 
 INTERVAL = 10  # seconds between lines of a log
 _LINE = "{desc}: {n_fmt} of {total_fmt}, {elapsed} gone, {remaining} left{postfix}\n"
@@ -23,6 +27,13 @@ def is_live() -> bool:
 def without_progress(text: str) -> str:
     """Return printed text without the lines that `bar_options` puts into a log."""
     return _WRITTEN.sub("", text)
+
+
+@cache
+def note(text: str) -> None:
+    """Print a line once, and in the first of several processes alone."""
+    if multiprocessing.parent_process() is None and is_first():
+        print(f"note: {text}")
 
 
 def bar_options() -> dict[str, Any]:

@@ -14,16 +14,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from carblib.base import files
-from carblib.base.contents import digest_of
 from carblib.base.errors import CarbError
+from carblib.base.files import digest_of
+from carblib.base.locks import one_of_writers, only_writer
+from carblib.base.processes import is_first, place, wait_until
 
 NAME = "stamp.json"
+MASK = ("{}.png",)  # what a folder holds of an image
+FILES = (*MASK, "colour/{}.png", "overlay/{}.jpg")  # and with pictures to look at
 
 
 @dataclass(frozen=True)
@@ -87,27 +92,37 @@ def compare(before: Stamp, now: Stamp) -> Changes:
     )
 
 
+def sources_changed(before: Any, now: dict[str, str]) -> Changes:
+    """Return which of the sources {what: digest} differ; what noted none (`before` is no such table) is never fresh."""
+    if not before or not isinstance(before, dict):
+        return Changes(("made by an older carblib, which did not note what from",))
+    return compare(Stamp("", 1, {}, before), Stamp("", 1, {}, now))
+
+
 def write_stamp(path: Path, stamp: Stamp) -> None:
-    """Write a stamp atomically, with a checksum of its own."""
-    files.write_json(path, {**asdict(stamp), "digest": stamp.digest})
+    """Write a stamp atomically."""
+    files.write_json(path, asdict(stamp))
 
 
 def read_stamp(path: Path) -> Stamp | None:
     """Read a stamp; None where there is none. Raises CarbError where it is damaged."""
     if not path.is_file():
         return None
+    remedy = f"delete {path.parent} and make it again"
+    if path.name != NAME:  # of derived labels
+        remedy = f"delete it, and {path.with_suffix('.csv').name} beside it if that is not yours: it is derived again"
+    values = files.read_json(path, remedy)
+    values.pop("digest", None)  # what older ones have in place of a checksum
     try:
-        values = files.read_json(path)
-        digest = values.pop("digest")
         stamp = Stamp(**values)
-    except (CarbError, TypeError, AttributeError, KeyError):
-        stamp, digest = None, ""
-    if stamp is None or stamp.digest != digest:
-        raise CarbError(f"{path}: damaged; delete {path.parent} and make it again")
+    except TypeError as error:
+        raise CarbError(f"{path}: is no stamp ({error}); {remedy}") from error
+    if not all(isinstance(part, dict) for part in (stamp.settings, stamp.upstream, stamp.items)):
+        raise CarbError(f"{path}: is no stamp; {remedy}")
     return stamp
 
 
-def settle(folder: Path, now: Stamp, renew: str = "", needed: Sequence[str] = ("{}.png",)) -> list[str]:
+def settle(folder: Path, now: Stamp, renew: str = "", needed: Sequence[str] = MASK) -> list[str]:
     """Make a folder of files per image ready for what would be made now; return the names of the images to make.
 
     renew: the command that makes all anew, told where all was made otherwise; "" = that is done without asking, since
@@ -117,8 +132,9 @@ def settle(folder: Path, now: Stamp, renew: str = "", needed: Sequence[str] = ("
     stamp speaks of.
     """
     before = read_stamp(folder / NAME)
-    if before is None and next(folder.rglob("*.png"), None):
-        raise CarbError(f"{folder}: holds masks, but no {NAME} says what of; move them away, or choose another folder")
+    if before is None and any(next(folder.glob(pattern.format("*")), None) for pattern in FILES):
+        what = f"holds masks, or pictures of them, but no {NAME} says what of"
+        raise CarbError(f"{folder}: {what}; move them away, or choose another folder")
     changes = compare(before, now) if before else Changes()
     stale = [*changes.changed, *changes.removed]
     if changes.made_otherwise:
@@ -129,13 +145,56 @@ def settle(folder: Path, now: Stamp, renew: str = "", needed: Sequence[str] = ("
             )
         stale = [*before.items]
     for name in stale:
-        for path in (folder / f"{name}.png", folder / "colour" / f"{name}.png", folder / "overlay" / f"{name}.png"):
-            path.unlink(missing_ok=True)
+        for pattern in FILES:
+            (folder / pattern.format(name)).unlink(missing_ok=True)
     if before is None or not changes.none:
         write_stamp(folder / NAME, now)
     if before and not changes.none:
-        print(f"{folder}: {changes}; made anew: {'all' if changes.made_otherwise else 'theirs alone'}")
-    return [name for name in now.items if any(not (folder / pattern.format(name)).is_file() for pattern in needed)]
+        print(f"{folder}: {changes}; {'all is' if changes.made_otherwise else 'what came of just those is'} made anew")
+    return lacking(folder, now.items, needed)
+
+
+def lacking(folder: Path, names: Iterable[str], needed: Sequence[str] = MASK) -> list[str]:
+    """Return the names of the images of which a folder lacks a file; `needed` as in `settle`."""
+    return [name for name in names if any(not (folder / pattern.format(name)).is_file() for pattern in needed)]
+
+
+@contextmanager
+def to_make(folder: Path, now: Stamp, renew: str = "", needed: Sequence[str] = MASK) -> Iterator[list[str]]:
+    """Settle a folder and hold its lock; yield the names of the images that are this process's to make.
+
+    A run by itself makes all that `settle` says, and nobody else writes; processes that a training started wait for the
+    first. Of a launcher's processes (`place`) each makes what is lacking of a fixed share of the names: whichever is
+    killed and started again, none is made twice, none left out. Raises the errors of `settle`, and CarbError where
+    another process writes, or makes the same files otherwise.
+    """
+    rank, world = place()
+    if world == 1 and not is_first():
+        wait_until(lambda: read_stamp(folder / NAME) == now and not lacking(folder, now.items, needed), str(folder))
+        yield []
+    elif world == 1:
+        with only_writer(folder):
+            yield settle(folder, now, renew, needed)
+    else:
+        with one_of_writers(folder, lambda: settle(folder, now, renew, needed)):
+            before = read_stamp(folder / NAME)
+            changes = compare(before, now) if before else "no stamp"
+            if before is None or not changes.none:
+                what = f"others make {now.kind} here from something else ({changes})"
+                raise CarbError(f"{folder}: {what}; end them first")
+            yield lacking(folder, [*now.items][rank::world], needed)
+
+
+def wait_for(folder: Path, names: Iterable[str], needed: Sequence[str] = MASK) -> Path:
+    """Return a folder once it holds the files of all images, of which a launcher's other processes make their share."""
+    left = [] if place()[1] == 1 else [*names]
+
+    def done() -> bool:
+        left[:] = lacking(folder, left, needed)
+        return not left
+
+    wait_until(done, f"files in {folder}")
+    return folder
 
 
 def joined(parts: Mapping[str, str] | Sequence[str]) -> str:

@@ -7,6 +7,7 @@ share out every epoch without overlap.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,11 +15,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from carblib.base.device import torch_device
 from carblib.base.errors import CarbError
-from carblib.data.mask_folders import are_given, mask_path, missing, pseudo_mask_folder, read_mask
-from carblib.data.readers import Split
+from carblib.base.interrupts import leave_to_parent
+from carblib.data.image_cache import DecodedImages
+from carblib.data.mask_folders import mask_path, read_mask, whole_pseudo_masks
+from carblib.data.split import Split
 from carblib.params import Params
-from carblib.transforms import TrainTransform, load_sized, mix_seed, resize_mask
+from carblib.transforms import TrainTransform, distorted, load_sized, mix_seed, resize_mask
 
 _KEPT_BYTES = 512 * 2**20  # decoded images and masks that one process keeps in memory
 
@@ -45,31 +49,26 @@ def _order(seed: int, epoch: int, dataset_size: int) -> list[int]:
 class TrainDataset(Dataset):
     """Training samples, addressed by (index, generator seed).
 
-    A sample is the transform's, with index (), name and labels (C,) bool. Its mask is the true mask with `supervision:
-    masks`, the pseudo-mask on disk on the single path, and 255 everywhere on the dual path. With `supervision: clip` no
-    true mask is ever opened. Raises CarbError for pseudo-masks that are missing.
+    A sample is the transform's, distorted unless a GPU will do that, with index (), name and labels (C,) bool. Its mask
+    is the true mask with `supervision: masks`, the pseudo-mask on disk on the single path, and 255 everywhere on the
+    dual path. With `supervision: clip` no true mask is ever opened. Raises CarbError for pseudo-masks that are missing.
 
-    A pseudo-mask has the base size (`image_size`) or its image's own.
+    A pseudo-mask has the base size (`image_size`) or its image's own. `decoded`: where images come from that need not
+    be decoded any more.
     """
 
-    def __init__(self, params: Params, split: Split, labels: np.ndarray):
+    def __init__(self, params: Params, split: Split, labels: np.ndarray, decoded: DecodedImages | None = None):
         if not len(split):
             raise CarbError(f"split '{split.name}' of {params.data_root} holds no image; check `root`")
         if labels.shape != (len(split), len(split.class_set)):
             raise ValueError(f"labels {labels.shape} for {len(split)} images of {len(split.class_set)} classes")
-        self.split, self.labels = split, torch.from_numpy(labels)
-        self.transform = TrainTransform(params)
+        self.split, self.labels, self.images = split, torch.from_numpy(labels), decoded or split
+        self.params, self.transform = params, TrainTransform(params)
+        self.on_device = torch_device(params.device).type == "cuda"
         self.true_masks = params.supervision == "masks"
         self.folder = None
         if params.path == "single" and not self.true_masks:
-            self.folder = pseudo_mask_folder(params, split.name)
-            lacking = missing(self.folder, split.names)
-            if lacking:
-                first = mask_path(self.folder, split.names[lacking[0]])
-                remedy = f"make them with {params.command('masks', '--split', split.name)}"
-                if are_given(params, split.name) and not params.crf:
-                    remedy = "`pseudo_masks` names this folder: write them, or set pseudo_masks: '' for CLIP's"
-                raise CarbError(f"{first}: no such pseudo-mask ({len(lacking)} missing); {remedy}")
+            self.folder = whole_pseudo_masks(params, split.name, split.names)
         # Without random resizing every epoch starts from the same sized image: decode it once if memory allows.
         self.size = params.image_size
         sized_bytes = 4 * len(split) * self.size[0] * self.size[1]
@@ -87,6 +86,8 @@ class TrainDataset(Dataset):
         except CarbError as error:
             return error
         sample = self.transform(image, mask, torch.Generator().manual_seed(seed))
+        if not self.on_device:
+            sample = distorted(sample, self.params)
         return {**sample, "index": index, "name": self.split.names[index], "labels": self.labels[index]}
 
     def _pseudo_mask(self, index: int, own_size: tuple[int, int]) -> np.ndarray:
@@ -104,7 +105,7 @@ class TrainDataset(Dataset):
     def _read(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
         if index in self.kept:
             return self.kept[index]
-        image, mask = self.split.image(index), None
+        image, mask = self.images.image(index), None
         if self.true_masks:
             mask = self.split.mask(index)
         elif self.folder is not None:
@@ -134,10 +135,39 @@ class _Loader(DataLoader):
     """A DataLoader that raises a sample's CarbError as it is; torch's own would bury it in a worker's traceback."""
 
     def __iter__(self) -> Iterator[dict]:
-        for batch in super().__iter__():
+        batches = super().__iter__()
+        while True:
+            try:
+                batch = next(batches, None)
+            except RuntimeError as error:
+                told = _worker_error(error, self.num_workers)
+                if told is None:
+                    raise
+                raise told from error
+            if batch is None:
+                return
             if isinstance(batch, CarbError):
                 raise batch
             yield batch
+
+
+def _worker_error(error: RuntimeError, workers: int) -> CarbError | None:
+    """Return what is to be said of a loading process that died, None where none did."""
+    text = str(error)
+    if "shared memory" in text or "</torch_" in text:  # also said where a worker died of SIGBUS, when it is full
+        try:
+            held = shutil.disk_usage("/dev/shm").total // 2**20
+        except OSError:
+            held = 0
+        return CarbError(
+            f"workers: {workers} pass batches through /dev/shm, which is too small ({held} MB); give it more "
+            "(docker run --shm-size=2g), or set workers: 0, or lower batch_size"
+        )
+    if "DataLoader worker" in text:
+        return CarbError(
+            f"workers: one of {workers} was killed, most often because memory ran out; lower workers, then start again"
+        )
+    return None
 
 
 def _collate(samples: list) -> dict | CarbError:
@@ -152,14 +182,16 @@ def train_loader(
 
     labels: (N, C) bool in the split's order. A batch is a dictionary: index (B,) int64, name (list of B), image and
     clip_image (B, 3, H, W) uint8, mask (B, H, W) uint8, valid (B, H, W) bool, labels (B, C) bool, box (B, 2) int64
-    (top, left of the crop in the resized and flipped image), flipped (B,) bool. Raises CarbError for missing
-    pseudo-masks, and while iterating for a damaged file.
+    (top, left of the crop in the resized and flipped image), flipped (B,) bool. For a GPU, clip_image is left to
+    `distorted`, and draws (B, 5) may come in its place. Raises CarbError for missing pseudo-masks, and while iterating
+    for a damaged file.
     """
-    dataset = TrainDataset(params, split, labels)
+    dataset = TrainDataset(params, split, labels, DecodedImages(params, split) if params.cache_images else None)
     return _Loader(
         dataset,
         batch_sampler=_Plan(params, len(dataset), start_iteration, rank, world),
         num_workers=params.workers,
         collate_fn=_collate,
-        pin_memory=params.device != "cpu" and torch.cuda.is_available(),
+        worker_init_fn=leave_to_parent,  # under spawn it does not know what training holds back
+        pin_memory=dataset.on_device,
     )

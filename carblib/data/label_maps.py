@@ -7,6 +7,7 @@ of the file or of the chosen class set, never silently void.
 from __future__ import annotations
 
 import re
+import threading
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -16,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from carblib.base.errors import CarbError, nearest
-from carblib.base.files import open_mask_png, read_json
+from carblib.base.files import read_json
+from carblib.base.images import open_mask_png
 from carblib.classes import CAMVID, IGNORE, WILDDASH2, ClassSet, Colour
 from carblib.data.optimised_masks import packed, read_indices
 
@@ -235,6 +237,9 @@ def decode_packed(path: Path, table: Mapping[int, int]) -> np.ndarray:
     return (found - 1).astype(np.uint8)
 
 
+_PARSING = threading.Lock()  # of threads that read masks at once the first parses, the others wait
+
+
 class PanopticMasks:
     """Decoder of WildDash2's panoptic PNGs; `panoptic.json` is read at the first mask and then kept."""
 
@@ -243,15 +248,17 @@ class PanopticMasks:
 
     def __call__(self, path: Path) -> np.ndarray:
         """Return a mask's train ids, (H, W) uint8, 255 void; pixels of no segment are void. Raises CarbError."""
-        if path.name not in self.segments:
+        with _PARSING:
+            segments = self.segments
+        if path.name not in segments:
             raise CarbError(f"{self.json_path}: no annotation for {path.name}; PNG and JSON must be of one package")
-        ids, train_ids = self.segments[path.name]
+        ids, train_ids = segments[path.name]
         return decode_packed(path, {0: IGNORE, **dict(zip(ids.tolist(), train_ids, strict=True))})
 
     @cached_property
     def segments(self) -> dict[str, tuple[np.ndarray, bytes]]:
         """Segment ids and their train ids, by PNG name. Raises CarbError for a segment of an unknown category."""
-        content = read_json(self.json_path)
+        content = read_json(self.json_path, "unzip it from the package again")
         try:
             return panoptic_segments(content, self.class_set)
         except CarbError as error:

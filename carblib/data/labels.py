@@ -15,16 +15,19 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from carblib.base.contents import digest_of
 from carblib.base.errors import CarbError, nearest
-from carblib.base.files import csv_text, write_text
+from carblib.base.files import csv_text, digest_of, write_text
+from carblib.base.parallel import in_order
+from carblib.base.processes import is_first, wait_until
 from carblib.base.progress import bar_options
 from carblib.base.stamps import Changes, Stamp, compare, read_stamp, write_stamp
 from carblib.classes import ClassSet
+from carblib.data.checks import check_split
 from carblib.data.npy_labels import read_npy_labels
-from carblib.data.readers import IMAGE_SUFFIXES, Split
+from carblib.data.pictures import IMAGE_SUFFIXES
 from carblib.data.sheets import Sheet, read_sheet, truth
 from carblib.data.sources import label_stamp
+from carblib.data.split import Split
 from carblib.params import Params, resolve
 
 
@@ -33,26 +36,35 @@ def labels_of(mask: np.ndarray, classes: int) -> np.ndarray:
     return np.bincount(mask.ravel(), minlength=256)[:classes] > 0
 
 
-def derive_labels(split: Split, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+def derive_labels(split: Split, names: Sequence[str] | None = None, workers: int = 0) -> dict[str, np.ndarray]:
     """Read the masks of a split, or of some of its images, and return their image-level labels, name → bool (C,).
 
-    A mask that is void throughout gives an image without any class. Raises CarbError for a missing or bad mask.
+    workers: threads, as in `in_order`. A mask that is void throughout gives an image without any class. Raises
+    CarbError for a missing or bad mask.
     """
-    chosen, labels = range(len(split)), {}
-    if names is not None:
-        wanted = {*names}
-        chosen = [i for i, name in enumerate(split.names) if name in wanted]
-    for i in tqdm(chosen, desc=f"{split.name} labels", **bar_options()):
-        labels[split.names[i]] = labels_of(split.mask(i), len(split.class_set))
-    return labels
+    wanted = {*(split.names if names is None else names)}
+    chosen = [i for i, name in enumerate(split.names) if name in wanted]
+    found = in_order(lambda i: labels_of(split.mask(i), len(split.class_set)), chosen, workers)
+    bar = tqdm(found, f"{split.name} labels", len(chosen), unit="image", **bar_options())
+    return {split.names[i]: labels for i, labels in zip(chosen, bar, strict=True)}
+
+
+def some_of(names: Sequence[str]) -> str:
+    """Return the first names of several, for a line."""
+    return ", ".join(names[:3]) + " …" * (len(names) > 3)
+
+
+def unlabelled(labels: np.ndarray, names: Sequence[str]) -> str:
+    """Return which images hold no class by their labels, in one line, "" for none: they teach nothing, and may stay."""
+    bare = [name for name, row in zip(names, labels, strict=True) if not row.any()]
+    return f"{len(bare)} of {len(names)} images hold no class and teach nothing: {some_of(bare)}" if bare else ""
 
 
 def note_unlabelled(labels: np.ndarray, names: Sequence[str]) -> None:
-    """Say, in one line, which images hold no class by their labels: they teach nothing, and may stay."""
-    bare = [name for name, row in zip(names, labels, strict=True) if not row.any()]
-    if bare:
-        some = ", ".join(bare[:3]) + " …" * (len(bare) > 3)
-        print(f"{len(bare)} of {len(names)} images hold no class and teach nothing: {some}")
+    """Print that line, where there is one."""
+    line = unlabelled(labels, names)
+    if line:
+        print(line)
 
 
 def write_labels(path: Path, labels: Mapping[str, np.ndarray], class_set: ClassSet) -> None:
@@ -82,10 +94,6 @@ def read_labels(
     known, found = set(names), {}
     for line, row in sheet.rows:
         where = f"{path}, line {line}"
-        if len(row) != len(sheet.header):
-            raise CarbError(
-                f"{where}: {len(row)} columns under a header of {len(sheet.header)}; write one 0 or 1 per class"
-            )
         name = row[columns["name"]]
         if name not in known:
             hint = nearest(name, names) or "remove the line, or check `root` and the split"
@@ -98,7 +106,7 @@ def read_labels(
             raise CarbError(f"{where}: '{row[columns[label]]}' for class '{label}'; write 0 or 1")
         found[name] = values
     if found and not any(any(row) for row in found.values()):
-        raise CarbError(f"{path}: no image holds a class; write 1 for each class an image holds")
+        raise CarbError(f"{path}: no image holds a class; write 1 for each class an image holds, or set gate: none")
     missing = [name for name in names if name not in found]
     if missing:
         raise CarbError(
@@ -123,6 +131,10 @@ def _read_sheet(path: Path, class_set: ClassSet) -> tuple[Sheet, dict[str, int]]
         if column not in expected or column in sheet.header[:place]:
             hint = nearest(column, expected) if column not in expected else "it is given twice"
             raise CarbError(f"{where}: column '{column}' is no class; {hint or 'remove it'}")
+    for line, row in sheet.rows:
+        if len(row) != len(sheet.header):
+            what = f"{len(row)} columns under a header of {len(sheet.header)}"
+            raise CarbError(f"{path}, line {line}: {what}; write one 0 or 1 per class")
     if sheet.note:
         print(f"{path}: {sheet.note}; save it as UTF-8 where letters come out wrong")
     return sheet, {column: place for place, column in enumerate(sheet.header)}
@@ -139,7 +151,8 @@ def ensure_labels(params: Params, split: Split) -> Path:
     """Return the path of a split's labels; labels that we derived from masks are derived again where masks changed.
 
     A file that a person wrote, or changed after it was derived, is never touched: `labels` names it, or it is not the
-    one that the note beside it speaks of. Raises CarbError where there are neither labels nor masks.
+    one that the note beside it speaks of. Of a launcher's processes the first one derives, the others wait. Raises
+    CarbError where there are neither labels nor masks.
     """
     path = labels_path(params, split.name)
     if params.labels and split.name == params.train_split:
@@ -157,11 +170,16 @@ def ensure_labels(params: Params, split: Split) -> Path:
             f"{params.command('labels', '--split', split.name, '--blank')} writes the file with 0 everywhere, "
             f"fill in 1 for each class an image holds; or set gate: none; for masks {split.mask_note}"
         )
+    if before is None:
+        check_split(params, split, masks=True)  # digests would name a missing file alone
     now = label_stamp(params, split)
     changes = compare(replace(before, upstream={}), now) if before else None
-    if changes is None or not changes.none:
+    if (changes is None or not changes.none) and not is_first():
+        wait_until(lambda: (note := _note_of(path)) and compare(replace(note, upstream={}), now).none, str(path))
+    elif changes is None or not changes.none:
+        check_split(params, split, masks=True)
         known = _still_right(path, split, changes)
-        derived = derive_labels(split, [name for name in split.names if name not in known])
+        derived = derive_labels(split, [name for name in split.names if name not in known], params.workers)
         text = _text(known | derived, split.class_set)
         path.unlink(missing_ok=True)  # a file without the note that speaks of it would be taken for a person's
         write_stamp(note, replace(now, upstream={"csv": digest_of(text.encode())}))
@@ -173,8 +191,14 @@ def ensure_labels(params: Params, split: Split) -> Path:
 
 def _note_of(path: Path) -> Stamp | None:
     """Return what derived labels were made from; None for a file that a person wrote, or changed afterwards."""
-    note = read_stamp(path.with_suffix(".json")) if path.is_file() else None
-    return note if note and note.upstream["csv"] == digest_of(path.read_bytes()) else None
+    try:
+        note = read_stamp(path.with_suffix(".json")) if path.is_file() else None
+        if note is None or note.upstream.get("csv") == digest_of(path.read_bytes()):
+            return note
+    except FileNotFoundError:  # another process derives it anew at this moment
+        return None
+    print(f"{path}: changed since it was derived from masks, and taken as yours; delete it to have it derived again")
+    return None
 
 
 def _still_right(path: Path, split: Split, changes: Changes | None) -> dict[str, np.ndarray]:
@@ -259,7 +283,8 @@ def add_labels(params: Params, split: Split) -> tuple[Path, int]:
     lacking = [name for name in split.names if name not in known]
     if not lacking or (path.parent == params.run_dir / "labels" and _note_of(path)):
         return ensure_labels(params, split), len(lacking)  # what we derived is derived again, and stays ours
-    added = derive_labels(split, lacking) if split.has_masks else blank_labels(split)
+    check_split(params, split, masks=True)
+    added = derive_labels(split, lacking, params.workers) if split.has_masks else blank_labels(split)
     rows = []
     for name in lacking:
         values = {"name": name, **dict(zip(split.class_set.names, map(int, added[name]), strict=True))}
@@ -280,7 +305,7 @@ def write_given(params: Params, split: Split, labels: Mapping[str, np.ndarray]) 
     """
     path = labels_path(params, split.name)
     if path.exists():
-        raise CarbError(f"{path}: is there already; delete it first")
+        raise CarbError(f"{path}: is there already; move it elsewhere first, or append what it lacks with --add")
     # No note says of which masks they are, and one of labels that were deleted must not stay.
     if path.parent == params.run_dir / "labels":
         path.with_suffix(".json").unlink(missing_ok=True)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from carblib.base import files
+from carblib.base import images
 from carblib.base.errors import CarbError
+from carblib.base.stamps import lacking
 from carblib.classes import IGNORE, ClassSet
 from carblib.data.label_maps import own_indices
 from carblib.data.optimised_masks import read_indices
@@ -40,22 +41,34 @@ def mask_path(folder: Path, name: str) -> Path:
     return Path(folder) / f"{name}.png"
 
 
-def missing(folder: Path, names: Sequence[str]) -> list[int]:
-    """Return the indices of the names without a mask; masks are written atomically, so one that is there is whole."""
-    return [i for i, name in enumerate(names) if not mask_path(folder, name).is_file()]
+def whole_pseudo_masks(params: Params, split: str, names: Sequence[str]) -> Path:
+    """Return where a split's pseudo-masks lie; raises CarbError where one of these images' is missing."""
+    folder = pseudo_mask_folder(params, split)
+    without = lacking(folder, names)
+    if without:
+        remedy = f"make them with {params.command('masks', '--split', split)}"
+        if are_given(params, split) and not params.crf:
+            remedy = "`pseudo_masks` names this folder: write them, or set pseudo_masks: '' for CLIP's"
+        first = mask_path(folder, without[0])
+        raise CarbError(f"{first}: no such pseudo-mask ({len(without)} missing); {remedy}")
+    return folder
 
 
 def write_mask(folder: Path, name: str, mask: np.ndarray, class_set: ClassSet) -> None:
     """Write a mask (H, W) uint8 of train ids as an index PNG with the class set's palette, atomically."""
-    files.write_index_png(mask_path(folder, name), mask, class_set.palette)
+    images.write_index_png(mask_path(folder, name), mask, class_set.palette)
 
 
 def read_mask(folder: Path, name: str, class_set: ClassSet) -> np.ndarray:
+    """Read the mask of an image from a folder of masks, as `read_mask_file`."""
+    return read_mask_file(mask_path(folder, name), class_set)
+
+
+def read_mask_file(path: Path, class_set: ClassSet) -> np.ndarray:
     """Read a mask (H, W) uint8 of train ids of these classes, or 255; a lossless optimiser may have gone over it.
 
     Raises CarbError where it is missing or no mask of these classes, whoever made it.
     """
-    path = mask_path(folder, name)
     if not path.is_file():
         raise CarbError(f"{path}: no such mask; make it first, or check the folder and the image names")
     classes = len(class_set)

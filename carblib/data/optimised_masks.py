@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from carblib.base.files import MaskPng, open_mask_png
+from carblib.base.images import MaskPng, open_mask_png
 from carblib.classes import IGNORE, Colour
 
 _SIBLINGS = 32  # masks of the folder that are looked at where one file alone cannot tell

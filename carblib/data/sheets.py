@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ _DELIMITERS = (",", ";", "\t")
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table of text: the header and (line in the file, cells) of every row that is not empty, spaces stripped."""
+    """A table of text: the header and (line in the file, cells) of every row that is not empty, stripped, in NFC."""
 
     path: Path
     header: list[str]
@@ -58,8 +59,7 @@ def read_sheet(path: Path, key: str) -> Sheet:
 
     What is no UTF-8 is taken for Windows-1252. Raises CarbError for what is no text, or no table.
     """
-    with refusals():
-        text, encoding = _decoded(path, Path(path).read_bytes())
+    text, encoding = _decoded(path)
     first, _, rest = text.partition("\n")
     said = first.strip().strip('"').lower()
     skipped = said.startswith("sep=") and len(said) == 5  # Excel's own line
@@ -67,7 +67,9 @@ def read_sheet(path: Path, key: str) -> Sheet:
     delimiter = said[4] if skipped else _delimiter(body, key)
     try:
         reader = csv.reader(io.StringIO(body, newline=""), delimiter=delimiter)
-        rows = [(start + reader.line_num, [cell.strip() for cell in row]) for row in reader]
+        rows = [
+            (start + reader.line_num, [unicodedata.normalize("NFC", cell.strip()) for cell in row]) for row in reader
+        ]
     except csv.Error as error:
         raise CarbError(f"{path}: not readable as CSV ({error}); save it as comma-separated UTF-8") from error
     rows = [(line, row) for line, row in rows if any(row)]
@@ -76,8 +78,15 @@ def read_sheet(path: Path, key: str) -> Sheet:
     return Sheet(Path(path), header, rows, text, delimiter, encoding)
 
 
-def _decoded(path: Path, data: bytes) -> tuple[str, str]:
+def read_text(path: Path) -> str:
+    """Return the text of a file that a person wrote, in the encodings of `read_sheet`. Raises CarbError for no text."""
+    return _decoded(path)[0]
+
+
+def _decoded(path: Path) -> tuple[str, str]:
     """Return a file's text, without its mark, and the encoding to write it back in."""
+    with refusals():
+        data = Path(path).read_bytes()
     encoding = "utf-8"
     if data.startswith(codecs.BOM_UTF8):
         encoding = "utf-8-sig"
@@ -93,7 +102,7 @@ def _decoded(path: Path, data: bytes) -> tuple[str, str]:
                 return data.decode("cp1252"), "cp1252"
             except UnicodeDecodeError:
                 pass
-        raise CarbError(f"{path}: not readable as text ({error}); save it as comma-separated UTF-8") from error
+        raise CarbError(f"{path}: not readable as text ({error}); save it as UTF-8") from error
 
 
 def _delimiter(text: str, key: str) -> str:

@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 
 from carblib.base.contents import Contents
-from carblib.base.errors import CarbError
 from carblib.base.stamps import Stamp, joined
 from carblib.clip_files import clip_digest
-from carblib.data.mask_folders import are_given, mask_path, missing, pseudo_mask_folder
-from carblib.data.readers import Split
+from carblib.data.mask_folders import are_given, mask_path, whole_pseudo_masks
+from carblib.data.split import Split
 from carblib.params import Params
 
 # Raised when the code makes other artefacts from the same sources; what was made before is then refused by name.
@@ -70,13 +69,7 @@ def taught_stamp(params: Params, split: Split, labels: np.ndarray) -> Stamp:
     """Return what the unrefined pseudo-masks on disk are made from: ours by their sources, the user's by content."""
     if not are_given(params, split.name):
         return mask_stamp(params, split, labels)
-    folder = pseudo_mask_folder(params.updated(crf=False), split.name)
-    lacking = missing(folder, split.names)
-    if lacking:
-        raise CarbError(
-            f"{mask_path(folder, split.names[lacking[0]])}: no such pseudo-mask ({len(lacking)} missing); "
-            "`pseudo_masks` names this folder: write them, or set pseudo_masks: '' for CLIP's"
-        )
+    folder = whole_pseudo_masks(params.updated(crf=False), split.name, split.names)
     masks = digests(params, split.names, [mask_path(folder, name) for name in split.names])
     images = image_digests(params, split)
     settings = {"classes": _classes(params, split)}

@@ -1,56 +1,58 @@
 """The explorer's inside: what is chosen (`ExplorerState`) and what is to be seen of it (`Explorer`), without widgets.
 
 Everything works at the base size (`image_size`). What is slow (reading an image, CLIP, the network) is done once per
-image and kept; class, gate, opacity and words only need what is quick. Every part can be used alone in a cell.
+image and kept; class, gate, opacity and words only need what is quick. Every part can be used alone in a cell, and
+from a thread beside the one that draws.
 """
 
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from carblib.base.device import torch_device
 from carblib.base.errors import CarbError
-from carblib.classes import ClassSet
+from carblib.base.files import write_bytes
+from carblib.base.images import read_image
 from carblib.clip_attention import STRATEGIES
 from carblib.data.labels import ensure_labels, labels_of, labels_path, read_labels
-from carblib.data.readers import Split, open_split
+from carblib.data.pictures import IMAGE_SUFFIXES, pictures_in
+from carblib.data.readers import open_pictures
+from carblib.explore.kept import Kept, as_jpeg
+from carblib.explore.networks import NetworkError, open_splits, path_name, read_network, trained_networks
 from carblib.infer import probabilities
 from carblib.loss import consistent_region
 from carblib.masker import Masker, build_masker, pseudo_mask
-from carblib.params import Params, project_root, resolve
+from carblib.params import Params, resolve
 from carblib.prompts import embed_words
-from carblib.training.state import load_trained
 from carblib.transforms import load_sized, resize_maps, resize_mask
-from carblib.variants import in_order
 from carblib.views import LocalView, crop_view, zoom
 
 GATES = ("labels", "official", "none")
+UPLOADED = "uploaded"  # the split of the user's own pictures
 
 Box = tuple[int, int, int, int]  # top, left, bottom, right in pixels of the base size
 Pixel = tuple[int, int]  # row, column
-
-
-class NetworkError(CarbError):
-    """A checkpoint that cannot be shown; without it, everything else still can."""
 
 
 @dataclass(frozen=True)
 class ExplorerState:
     """What a view shows; `dataclasses.replace` makes another one.
 
-    `index` counts the split's images by name. `network` is a key of `Explorer.networks`, "" for none. With `local`,
-    CLIP sees the patch around `centre` (row, column) enlarged by `zoom`. `opacity` 0–1 is that of colours over the
-    image. `text` are words to look for, "" for none; `pixel` (row, column) the one that was clicked.
+    `index` counts the split's images by name. `network` and `other`, compared with it, are keys of
+    `Explorer.networks`, "" for none. With `local`, CLIP sees the patch around `centre` (row, column) enlarged by
+    `zoom`. `opacity` 0–1 is that of colours over the image. `text` are words to look for, "" for none; `pixel` (row,
+    column) the one that was clicked.
     """
 
     split: str
@@ -59,6 +61,7 @@ class ExplorerState:
     masker: str = "value_path"
     gate: str = "labels"
     network: str = ""
+    other: str = ""
     local: bool = False
     centre: Pixel = (0, 0)
     zoom: float = 1.0
@@ -83,24 +86,6 @@ class Subject(NamedTuple):
         return self.pixels.permute(1, 2, 0).numpy()
 
 
-class Kept:
-    """Results by key; those not asked for longest go first once all together exceed `limit` bytes."""
-
-    def __init__(self, limit: int = 512 * 2**20):
-        self.limit, self.bytes = limit, 0
-        self._items: OrderedDict[tuple, Any] = OrderedDict()
-
-    def get(self, key: tuple, make: Callable[[], Any]) -> Any:
-        """Return the result kept under `key`, making it where there is none. The newest is always kept."""
-        if key not in self._items:
-            self._items[key] = make()
-            self.bytes += _bytes(self._items[key])
-            while self.bytes > self.limit and len(self._items) > 1:
-                self.bytes -= _bytes(self._items.popitem(last=False)[1])
-        self._items.move_to_end(key)
-        return self._items[key]
-
-
 class Explorer:
     """A run's splits, CLIP maskers and trained networks, and what they say about an image.
 
@@ -112,31 +97,112 @@ class Explorer:
         self.params, self.class_set = params, params.class_set
         self.device = torch_device(params.device)
         self.splits = open_splits(params)
-        self.networks = trained_networks(params) | {_path_name(path): resolve(path) for path in checkpoints}
+        self._open_uploads()
+        self.networks = trained_networks(params) | {path_name(path): resolve(path) for path in checkpoints}
         self._masker = build_masker(params, self.device)
         self.maskers = tuple(STRATEGIES) if self._masker.clip.is_vit else (params.masker,)
         self._kept = Kept()
         self._networks: dict[str, torch.nn.Module] = {}
+        self._added: Counter[str] = Counter()
+
+    @property
+    def folder(self) -> Path:
+        """Where tags, saved views, selections and uploaded pictures of the run lie: runs/<run>/explore."""
+        return self.params.run_dir / "explore"
+
+    def _open_uploads(self) -> None:
+        folder = self.folder / UPLOADED
+        if pictures_in(folder, deep=True):
+            self.splits = self.splits | {UPLOADED: open_pictures(folder, self.class_set)}
+
+    def add_picture(self, name: str, data: bytes) -> int:
+        """Keep a picture of the user's in the split `UPLOADED` and return its index there.
+
+        Raises CarbError, and keeps nothing, for a file that is no picture.
+        """
+        path = self.folder / UPLOADED / Path(name).name
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            raise CarbError(f"{name}: is no picture ({', '.join(IMAGE_SUFFIXES)}); convert it to PNG or JPEG")
+        same = [one for one in path.parent.glob("*") if one.stem == path.stem]
+        if same:
+            raise CarbError(f"{name}: {same[0].name} was uploaded before; rename the new one")
+        write_bytes(path, data)
+        try:
+            read_image(path)
+            self._open_uploads()
+        except CarbError:
+            path.unlink()
+            raise
+        return self.splits[UPLOADED].image_paths.index(path)
 
     def name(self, state: ExplorerState) -> str:
         """Return the image's name."""
         return self.splits[state.split].names[state.index]
 
+    def key(self, state: ExplorerState) -> str:
+        """Return what an image is known by, split/name: its index is another one once a picture was uploaded."""
+        return f"{state.split}/{self.name(state)}"
+
     def subject(self, state: ExplorerState) -> Subject:
         """Return the image with truth and image-level labels, where there are any."""
-        return self._kept.get(("subject", state.split, state.index), lambda: self._read(state))
+        return self._kept.get(("subject", self.key(state)), lambda: self._read(state))
 
     def _read(self, state: ExplorerState) -> Subject:
         split, size = self.splits[state.split], self.params.image_size
         mask = split.mask(state.index) if split.mask_paths[state.index] is not None else None
-        if labels_path(self.params, split.name).is_file():
-            table = ensure_labels(self.params, split)
-            rows = self._kept.get(("labels", split.name), lambda: read_labels(table, split.class_set, split.names))
+        rows = self.labels(split.name)
+        if rows is not None:
             labels = torch.from_numpy(rows[state.index])
         else:
             labels = None if mask is None else torch.from_numpy(labels_of(mask, len(self.class_set)))
         pixels = load_sized(split.image(state.index), size)
         return Subject(pixels, None if mask is None else resize_mask(mask, size), labels)
+
+    def labels(self, split: str) -> np.ndarray | None:
+        """Return a split's image-level labels (N, C) bool, None where no CSV of them is on disk."""
+        opened = self.splits[split]
+        if not labels_path(self.params, split).is_file():
+            return None
+
+        def read() -> np.ndarray:
+            return read_labels(ensure_labels(self.params, opened), self.class_set, opened.names)
+
+        return self._kept.get(("labels", split), read)
+
+    def jpeg(self, state: ExplorerState, width: int) -> bytes:
+        """Return the image as a JPEG at the base size, or smaller where that is wider than `width`."""
+
+        def make() -> bytes:
+            image = self.subject(state).image
+            factor = -(-image.shape[1] // width)
+            return as_jpeg(image if factor == 1 else np.asarray(Image.fromarray(image).reduce(factor)))
+
+        return self._kept.get(("jpeg", self.key(state), width), make)
+
+    def thumb(self, split: str, index: int, width: int = 160) -> bytes:
+        """Return a small JPEG of an image."""
+
+        def make() -> bytes:
+            picture = Image.fromarray(self.splits[split].image(index))
+            picture.thumbnail((width, width))
+            return as_jpeg(np.asarray(picture))
+
+        return self._kept.get(("thumb", split, self.splits[split].names[index], width), make)
+
+    def packed(self, stamp: str, make: Callable[[], bytes]) -> bytes:
+        """Return what was made ready for the page under a stamp."""
+        return self._kept.get(("packed", stamp), make)
+
+    def ready(self, state: ExplorerState) -> bool:
+        """Tell whether everything slow of a state is kept, so that it can be shown at once."""
+        image, place = self.key(state), (self.box(state), state.zoom)
+        keys = [("subject", image), ("similarity", image, state.masker)]
+        keys += [("prediction", self.version(name), image) for name in (state.network, state.other) if name]
+        keys += [("similarity", image, state.masker, *place)] if state.local else []
+        if self.has_words(state):
+            keys += [("features", image, state.masker), ("words", state.text)]
+            keys += [("features", image, state.masker, *place)] if state.local else []
+        return all(key in self._kept for key in keys)
 
     def box(self, state: ExplorerState) -> Box:
         """Return the local view: the run's `patch` around the state's centre, moved to lie within the image."""
@@ -162,12 +228,29 @@ class Explorer:
         """What CLIP makes of the whole image or of the local view, kept: its similarity (C, h, w) or features."""
 
         def look() -> Tensor:
-            pixels = self.subject(state).pixels[None]
-            pixels = zoom(crop_view(pixels, self._view(state)), state.zoom) if local else pixels
+            pixels = self._enlarged(state) if local else self.subject(state).pixels[None]
             return getattr(self.masker(state.masker), what)(pixels.to(self.device))[0].cpu()
 
         place = (self.box(state), state.zoom) if local else ()
-        return self._kept.get((what, state.split, state.index, state.masker, *place), look)
+        return self._kept.get((what, self.key(state), state.masker, *place), look)
+
+    def _enlarged(self, state: ExplorerState) -> Tensor:
+        return zoom(crop_view(self.subject(state).pixels[None], self._view(state)), state.zoom)
+
+    def patch(self, state: ExplorerState) -> np.ndarray:
+        """Return the local view as CLIP sees it, enlarged: (h, w, 3) uint8."""
+        return self._enlarged(state)[0].round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+
+    def grids(self, state: ExplorerState) -> list[tuple[Box | None, np.ndarray]]:
+        """Return similarities as CLIP gives them, (C, h, w) float32, one more channel for words, with the box they lie
+        in: that of the local view first, then the whole image (None)."""
+        found = []
+        for local in (True, False) if state.local else (False,):
+            maps = self._seen(state, "similarity", local)
+            if self.has_words(state):
+                maps = torch.cat([maps, _resized_all(self._words(state, local)[-1:], maps.shape[-2:])])
+            found.append((self.box(state) if local else None, maps.numpy()))
+        return found
 
     def _composed(self, state: ExplorerState, maps: Callable[[bool], Tensor]) -> np.ndarray:
         """Bring a map (h, w) of the whole image to the base size, that of the local view in its place."""
@@ -209,7 +292,7 @@ class Explorer:
             similarity = self._seen(state, "similarity", local)[None]
             return pseudo_mask(similarity, None if labels is None else labels[None], size, gate)[0].numpy()
 
-        return self._kept.get(("mask", gate, state.split, state.index, state.masker, *place), make)
+        return self._kept.get(("mask", gate, self.key(state), state.masker, *place), make)
 
     # --- words -------------------------------------------------------------------------------------------------------
 
@@ -244,10 +327,15 @@ class Explorer:
 
     def add_network(self, path: str | Path) -> str:
         """Add a checkpoint to `networks`, return its name there. Raises NetworkError, and adds none, for a bad one."""
-        name, file = _path_name(path), resolve(path)
+        name, file = path_name(path), resolve(path)
         self._networks[name] = read_network(file, self.class_set).to(self.device)
         self.networks[name] = file
+        self._added[name] += 1
         return name
+
+    def version(self, network: str) -> str:
+        """Return a network's name with how often it was added: its file may hold another one by then."""
+        return f"{network}:{self._added[network]}"
 
     def prediction(self, state: ExplorerState) -> tuple[np.ndarray, np.ndarray] | None:
         """Return the network's masks (H, W) uint8: over all classes, and over those in the image's labels.
@@ -256,13 +344,22 @@ class Explorer:
         """
         if not state.network:
             return None
-        return self._kept.get(("prediction", state.network, state.split, state.index), lambda: self._predict(state))
+        key = "prediction", self.version(state.network), self.key(state)
+        return self._kept.get(key, lambda: self._predict(state))
 
     def _predict(self, state: ExplorerState) -> tuple[np.ndarray, np.ndarray]:
         subject = self.subject(state)
         scores = probabilities(self._network(state.network), subject.image, self.params).cpu()
         gated = scores if subject.labels is None else scores.masked_fill(~subject.labels[:, None, None], -1)
         return scores.argmax(0).byte().numpy(), gated.argmax(0).byte().numpy()
+
+    def loads(self, name: str) -> bool:
+        """Tell whether a network can be read."""
+        try:
+            self._network(name)
+        except NetworkError:
+            return False
+        return True
 
     def _network(self, name: str) -> torch.nn.Module:
         if name not in self._networks:
@@ -289,54 +386,12 @@ class Explorer:
         return sorted(found, key=lambda pair: -pair[1])
 
 
-def open_splits(params: Params) -> dict[str, Split]:
-    """Open the run's val, test and train split, as far as they are there: {name: split}. CarbError if none is."""
-    found, problems = {}, []
-    for name in dict.fromkeys((params.val_split, params.test_split, params.train_split)):
-        try:
-            found[name] = open_split(params, name)
-        except CarbError as error:
-            problems.append(error)
-    if not found:
-        raise problems[0]
-    return found
-
-
-def trained_networks(params: Params) -> dict[str, Path]:
-    """Return the run's trained networks, {variant: final.pt, or checkpoint.pt of a training that is not finished}."""
-    folder, kinds = params.run_dir / "train", ("checkpoint.pt", "final.pt")
-    files = {file.parent.name: file for kind in kinds for file in folder.glob(f"*/{kind}")}
-    return {name: files[name] for name in in_order(files)}
-
-
-def read_network(path: Path, class_set: ClassSet) -> torch.nn.Module:
-    """Return the network of a `final.pt` or `checkpoint.pt`, ready to predict, on the CPU.
-
-    Raises NetworkError where the file is no checkpoint of carblib or its network knows other classes.
-    """
-    try:
-        network, trained = load_trained(path)
-    except CarbError as error:
-        raise NetworkError(str(error)) from error
-    if trained.class_set.names != class_set.names:
-        raise NetworkError(
-            f"{path}: its network knows the classes of {trained.class_set.name}, not of {class_set.name}; "
-            "set `classes` to those it was trained with"
-        )
-    return network
-
-
-def _path_name(path: str | Path) -> str:
-    file, root = resolve(path), project_root()
-    return str(file.relative_to(root) if file.is_relative_to(root) else file)
-
-
-def _bytes(value: Any) -> int:
-    return sum(map(_bytes, value)) if isinstance(value, tuple) else getattr(value, "nbytes", 0)
-
-
 def _resized(one: Tensor, size: tuple[int, int]) -> Tensor:
     return resize_maps(one[None, None], size)[0, 0]
+
+
+def _resized_all(maps: Tensor, size: Sequence[int]) -> Tensor:
+    return resize_maps(maps[None], tuple(size))[0]
 
 
 def _at(maps: Tensor, pixel: Pixel, size: tuple[int, int]) -> Tensor:

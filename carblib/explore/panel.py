@@ -1,295 +1,306 @@
-"""The explorer's panel in JupyterLab: controls, one picture to click and drag on, and what is under the click.
+"""The explorer's panel: controls around the viewer, and what comes of every one of them and of the page's questions.
 
-Widgets with `observe` only. Nothing here waits for a page, so that a headless run that builds a panel goes on.
+Nothing here waits for a page, so that a headless run that builds a panel goes on.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
-import html
 import itertools
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ipywidgets import HTML, Button, Checkbox, FloatSlider, HBox, IntSlider, Layout, VBox
+import numpy as np
+import traitlets
+from IPython.display import HTML, display
+from ipywidgets import Text, VBox
 
 from carblib.base.errors import CarbError
 from carblib.base.progress import is_live
-from carblib.data.readers import Split
-from carblib.explore.explorer import GATES, Explorer, ExplorerState, NetworkError
-from carblib.explore.order import DISAGREEMENT, NAME, first_state, order, sorts
-from carblib.explore.views import WIDTH, View, pixel_under, render_view, view_figure, view_of, view_record
-from carblib.explore.widgets import (
-    PointerPicture,
-    as_jpeg,
-    dropdown,
-    error_text,
-    legend,
-    no_picture,
-    pixel_table,
-    text_field,
-)
+from carblib.explore import session
+from carblib.explore.controls import ANY, Controls, network_options, view_options
+from carblib.explore.explorer import UPLOADED, Explorer, ExplorerState
+from carblib.explore.listing import Listing
+from carblib.explore.order import MIOU, first_state, scores
+from carblib.explore.showing import Showing
+from carblib.explore.viewer import LOOK, Viewer, setup_of
+from carblib.explore.views import view_figure, view_of, view_record
 from carblib.figures.captions import save_figure
-from carblib.params import project_root
+from carblib.params import below_root
 
-_BY_NAME = (
-    "order: by name only; 02_pseudo_masks makes results of CLIP on the val split, 04_small_object_evaluation of the "
-    "run's networks on the test split, and both need true masks"
+# A notebook's file keeps the widget's address, not the widget: where no kernel runs, the picture is shown instead.
+_STILL = (
+    "<style>.jp-OutputArea:has(.carblib-still):not(:has(.carblib-viewer)) .jupyter-widgets {{ display: none }}</style>"
+    '<img class="carblib-still" style="max-width: 100%" alt="The explorer, image {name}" '
+    'src="data:image/jpeg;base64,{data}">'
 )
 
 
 class ExplorerPanel:
-    """Controls, picture and findings of an `Explorer`; `widget` is what a notebook displays.
+    """Controls and viewer of an `Explorer`; `widget` is what a notebook displays.
 
-    Every control is an attribute (`image`, `shown_class`, `words`, …) that can be set from a cell as well.
+    Every control is an attribute of `controls` (`shown_class`, `words`, …) that can be set from a cell as well.
     """
 
     def __init__(self, explorer: Explorer, state: ExplorerState | None = None):
         self.explorer = explorer
         first = state or first_state(explorer)
-        self._order: list[int] = []
-        self._disagreement: dict[tuple[str, str], list[int]] = {}  # (split, network): order, read from masks once
-        self._notes: list[str] = []  # HTML to be said with the next picture
-        self._pixel = first.pixel
-        self._quiet = True
-        self.view: View | None = None
-        self.drawn = 0  # pictures so far
-        self.picture, self.status, self.legend, self.found = PointerPicture(), HTML(), HTML(), HTML()
-        self._choices(first)
-        self._switches(first)
-        self._reorder(first.index)
-        self.widget = self._layout()
+        self.tags = session.Tags(explorer)
+        self.controls = Controls(explorer, first)
+        pin = first.pixel and {"key": explorer.key(first), "x": first.pixel[1], "y": first.pixel[0]}
+        self.viewer = Viewer(setup=setup_of(explorer), look={**LOOK, "opacity": first.opacity, "pin": pin})
+        traitlets.link((self.controls.shown_class, "value"), (self.viewer, "class_id"))
+        traitlets.link((self.controls.local, "value"), (self.viewer, "local"))
+        self.widget = VBox([self.controls.layout(), self.viewer])
+        self.listing = Listing(explorer, self.controls, self.viewer, self.tags)
+        self.showing = Showing(explorer, self.viewer, self.listing, self._drop_networks)
+        self._centre = first.centre
+        self._handle: Any = None
+        self.listing.renew(self.showing.note, first.index)
         self._observe()
-        self._quiet = False
         self.redraw()
 
-    # --- controls ----------------------------------------------------------------------------------------------------
-
-    def _choices(self, first: ExplorerState) -> None:
-        explorer = self.explorer
-        self.split = dropdown("split", list(explorer.splits), first.split)
-        self.sort = dropdown("order", [NAME], NAME, "250px")
-        self.image = IntSlider(0, 0, 0, description="image", continuous_update=False, readout=False)
-        self.previous = Button(description="◀ previous", layout=Layout(width="100px"))
-        self.next = Button(description="next ▶", layout=Layout(width="100px"))
-        self.search = text_field("find", "", "part of a name, then Enter", "240px")
-        self.next_hit = Button(description="next hit", layout=Layout(width="90px"))
-        self.shown_class = dropdown("class", [(n, c) for c, n in enumerate(explorer.class_set.names)], first.class_id)
-        self.masker = dropdown("masker", explorer.maskers, first.masker)
-        self.gate = dropdown("gating", GATES, first.gate)
-        self.network = dropdown("network", self._networks(), first.network)
-        self.checkpoint = text_field("checkpoint", "", "path of a final.pt, Enter")
-
-    def _switches(self, first: ExplorerState) -> None:
-        height, width = self.explorer.params.image_size
-        low, rate = self.explorer.params.patch_offset, self.explorer.params.patch_rate
-        self.local = Checkbox(first.local, description="local view", indent=False, layout=Layout(width="110px"))
-        self.column = IntSlider(first.centre[1], 0, width - 1, description="across")
-        self.row = IntSlider(first.centre[0], 0, height - 1, description="down")
-        self.zoom = FloatSlider(first.zoom, min=low, max=max(low + rate, first.zoom), step=0.05, description="zoom")
-        self.opacity = FloatSlider(first.opacity, min=0, max=1, step=0.05, description="opacity")
-        self.words = text_field("words", first.text, "any words, then Enter")
-        self.save = Button(description="save PNG and PDF", icon="download", layout=Layout(width="160px"))
-
-    def _layout(self) -> VBox:
-        rows = [
-            [self.split, self.sort, self.previous, self.image, self.next, self.search, self.next_hit],
-            [self.shown_class, self.masker, self.gate, self.words],
-            [self.network, self.checkpoint, self.opacity, self.save],
-            [self.local, self.column, self.row, self.zoom],
-        ]
-        for control in (self.image, self.opacity, self.column, self.row, self.zoom):
-            control.style.description_width = "initial"
-            control.layout.width = "270px" if control is self.image else "240px"
-        wrapping = Layout(flex_flow="row wrap", align_items="center")
-        return VBox([*(HBox(row, layout=wrapping) for row in rows), self.status, self.picture, self.legend, self.found])
+    def show(self) -> None:
+        """Display the panel, and keep a picture of it in the notebook for where no kernel runs."""
+        display(self.widget)
+        self._handle = display(HTML(""), display_id=True)
 
     def _observe(self) -> None:
-        redrawing = [self.image, self.shown_class, self.masker, self.gate, self.local, self.opacity, self.words]
-        for control in [*redrawing, self.column, self.row, self.zoom]:
+        controls = self.controls
+        for control in (controls.masker, controls.gate, controls.local, controls.words, controls.zoom):
             control.observe(self.redraw, "value")
-        for control in (self.split, self.network, self.sort):
+        controls.shown_class.observe(lambda _: self.listing.refresh(), "value")
+        for control in (controls.split, controls.sort, controls.present, controls.tag):
             control.observe(self._regroup, "value")
-        self.search.observe(self._find, "value")
-        self.next_hit.on_click(self._find)
-        self.checkpoint.observe(self._add_network, "value")
-        self.previous.on_click(lambda _: self._step(-1))
-        self.next.on_click(lambda _: self._step(1))
-        self.save.on_click(lambda _: self.save_view())
-        self.picture.observe(self._pointed, "event")
+        for control in (controls.network, controls.other):
+            control.observe(self._renetwork, "value")
+        controls.search.observe(self._find, "value")
+        controls.next_hit.on_click(self._find)
+        controls.clear.on_click(lambda _: self._filter())
+        self._on_text(controls.checkpoint, self._add_network)
+        controls.upload.observe(self._upload, "value")
+        controls.save.on_click(lambda _: self.save_figure())
+        self._on_text(controls.selection, self._export)
+        self._on_text(controls.view_name, self._save_view)
+        controls.open_view.observe(self._open_view, "value")
+        self.viewer.observe(self._asked, "event")
+        self.viewer.on_msg(self._still)
+
+    def _on_text(self, control: Text, act: Callable[[str], None]) -> None:
+        """Act on a text and clear it; one that failed stays, and Enter tries it again."""
+
+        def entered(*_: Any) -> None:
+            text = control.value.strip().strip("\"'")
+            if text:
+                with self.showing.saying():
+                    act(text)
+                    control.value = ""
+
+        control.observe(entered, "value")
+        control.on_msg(lambda _, content, __: entered() if content.get("event") == "submit" else None)
+
+    # --- what the controls say ---------------------------------------------------------------------------------------
 
     @property
-    def state(self) -> ExplorerState:
-        """What the controls say."""
-        return ExplorerState(
-            split=self.split.value,
-            index=self._order[self.image.value],
-            class_id=self.shown_class.value,
-            masker=self.masker.value,
-            gate=self.gate.value,
-            network=self.network.value,
-            local=self.local.value,
-            centre=(self.row.value, self.column.value),
-            zoom=self.zoom.value,
-            opacity=self.opacity.value,
-            text=self.words.value.strip(),
-            pixel=self._pixel,
+    def state(self) -> ExplorerState | None:
+        """What is looked at; None where the list holds no image."""
+        controls, pin = self.controls, self.viewer.look["pin"]
+        if not self.listing.images:
+            return None
+        state = ExplorerState(
+            split=controls.split.value,
+            index=self.listing.index,
+            class_id=controls.shown_class.value,
+            masker=controls.masker.value,
+            gate=controls.gate.value,
+            network=controls.network.value,
+            other=controls.other.value,
+            local=controls.local.value,
+            centre=self._centre,
+            zoom=controls.zoom.value,
+            opacity=self.viewer.look["opacity"],
+            text=controls.words.value.strip(),
         )
+        pinned = pin and pin["key"] == self.explorer.key(state)
+        return replace(state, pixel=(pin["y"], pin["x"])) if pinned else state
+
+    def _listed(self) -> ExplorerState:
+        """What is looked at. Raises CarbError where the list holds no image."""
+        state = self.state
+        if state is None:
+            raise CarbError("no image is listed: clear a filter")
+        return state
 
     @contextlib.contextmanager
     def _together(self) -> Iterator[None]:
         """Change several controls, then redraw once."""
-        before, self._quiet = self._quiet, True
-        try:
+        with self.listing.quietly():
             yield
-        finally:
-            self._quiet = before
         self.redraw()
 
-    def _reorder(self, index: int) -> None:
-        """Offer the orders there are results for and stay at an image, whatever place it has in the order now."""
-        params, split, network = self.explorer.params, self.explorer.splits[self.split.value], self.network.value
-        by = self.sort.value
-        try:
-            self.sort.options = sorts(params, split, network)
-            by = by if by in self.sort.options else NAME
-            self._order = self._ordered(split, network, by)
-        except CarbError as error:
-            self._notes.append(error_text(error))
-            by, self._order = NAME, order(params, split, network)
-        self.sort.value = by
-        if len(self.sort.options) == 1:
-            self._notes.append(_BY_NAME)
-        self.image.max = len(self._order) - 1
-        self.image.value = self._order.index(min(index, len(self._order) - 1))
+    def redraw(self, _: Any = None) -> None:
+        """Show what the controls say."""
+        if not self.listing.quiet:
+            self.showing.draw(self.state)
 
-    def _ordered(self, split: Split, network: str, by: str) -> list[int]:
-        if by != DISAGREEMENT:
-            return order(self.explorer.params, split, network, by)
-        key = split.name, network
-        if key not in self._disagreement:
-            self.status.value = f"reading {len(split)} pseudo-masks and as many predictions …"
-            self._disagreement[key] = order(self.explorer.params, split, network, by)
-        return self._disagreement[key]
+    # --- the list ----------------------------------------------------------------------------------------------------
 
-    def _networks(self) -> list[tuple[str, str]]:
-        return [("none", ""), *((name, name) for name in self.explorer.networks)]
+    def _filter(self, pair: tuple[int, int] | None = None, objects: tuple[int, int] | None = None) -> None:
+        """List the images of a confusion or of missed objects; of neither: clear all filters."""
+        with self.showing.saying(), self._together():
+            if pair is None and objects is None:
+                self.listing.clear()
+            self.listing.pair, self.listing.objects = pair, objects
+            self.listing.renew(self.showing.note)
 
-    def _add_network(self, change: dict[str, Any]) -> None:
-        path = change["new"].strip().strip("\"'")
-        if not path:
+    def _regroup(self, _: Any) -> None:
+        if not self.listing.quiet:
+            with self.showing.saying(), self._together():
+                self.listing.renew(self.showing.note)
+
+    def _renetwork(self, change: dict[str, Any]) -> None:
+        if self.listing.quiet:
             return
-        with self._said():
-            name = self.explorer.add_network(path)
-            with self._together():
-                self.network.options = self._networks()
-                self._switch_network(name)
-                self.checkpoint.value = ""
+        with self.showing.saying(), self._together():
+            here = self.listing.index
+            if change["owner"] is self.controls.network:
+                self.listing.renew(self.showing.note, here)
 
-    def _switch_network(self, name: str) -> None:
-        """Choose a network and stay at the image."""
-        here = self._order[self.image.value]
-        self.network.value = name
-        self._reorder(here)
-
-    def _regroup(self, change: dict[str, Any]) -> None:
-        if self._quiet:
-            return
-        with self._said(), self._together():
-            # Another order is asked for to see its first image, another network to see the same one.
-            here = self._order[self.image.value] if change["owner"] is self.network else 0
-            self._reorder(here)
-            if change["owner"] is not self.network:
-                self.image.value = 0
-
-    def _step(self, by: int) -> None:
-        self.image.value = min(max(self.image.value + by, 0), self.image.max)
+    def _go_to(self, place: int) -> None:
+        self.listing.place = min(max(place, 0), max(len(self.listing.images) - 1, 0))
+        self.redraw()
 
     def _find(self, _: Any = None) -> None:
         """Go to the next image after this one with the text in its name, and from the last to the first."""
-        wanted, names = self.search.value.strip(), self.explorer.splits[self.split.value].names
-        hits = [place for place, i in enumerate(self._order) if wanted.lower() in names[i].lower()]
+        wanted = self.controls.search.value.strip()
+        hits = self.listing.hits(wanted)
         if wanted and not hits:
-            self.status.value = error_text(f"no image of split {self.split.value} has “{wanted}” in its name")
+            self.showing.say(f"no image of the list has “{wanted}” in its name", error=True)
         elif wanted:
-            later = [place for place in hits if place > self.image.value]
-            place = (later or hits)[0]
-            self._notes.append(f"“{html.escape(wanted)}”: {hits.index(place) + 1} of {len(hits)}")
-            with self._together():
-                self.image.value = place
+            place = next((place for place in hits if place > self.listing.place), hits[0])
+            self.showing.note(f"“{wanted}”: {hits.index(place) + 1} of {len(hits)}")
+            self._go_to(place)
 
-    def _pointed(self, change: dict[str, Any]) -> None:
+    # --- what the page asks for --------------------------------------------------------------------------------------
+
+    def _asked(self, change: dict[str, Any]) -> None:
         event = change["new"]
+        self.showing.asked(event["time"])
+        actions = {
+            "go": lambda: self._go_to(self.listing.place + event["by"]),
+            "goto": lambda: self._go_to(event["place"]),
+            "box": lambda: self._move_box(event["row"], event["column"]),
+            "tag": lambda: self._tag(event["text"], True),
+            "untag": lambda: self._tag(event["text"], False),
+            "page": lambda: self.listing.show_gallery(event["first"]),
+            "order": lambda: self._sort(event["by"], event["class_id"]),
+            "confusion": lambda: self._filter(pair=(event["truth"], event["predicted"])),
+            "objects": lambda: self._filter(objects=(event["class_id"], event["bin"])),
+        }
         try:
-            pixel = pixel_under(self.view, event["x"], event["y"]) if self.view else None
-            if pixel is not None and event["kind"] == "click":
-                self._pixel = pixel
-                self.redraw()
-            elif pixel is not None and self.local.value:
-                with self._together():
-                    self.row.value, self.column.value = pixel
+            with self.showing.saying():
+                actions[event["kind"]]()
         finally:  # whatever happened: the page sends nothing more until then
-            self.picture.answered = event["time"]
+            if event["kind"] != "box":
+                self.showing.answer()
 
-    # --- what they show ----------------------------------------------------------------------------------------------
+    def _sort(self, by: str, class_id: int) -> None:
+        if (by, class_id) in [value for _, value in self.controls.sort.options]:  # there are results for it
+            self.controls.sort.value = (by, class_id)
 
-    def redraw(self, _: Any = None) -> None:
-        """Show what the controls say, at once."""
-        if self._quiet:
-            return
-        with self._said():
-            try:
-                self._draw()
-            except NetworkError as error:
-                self._notes.append(error_text(error))
+    def _move_box(self, row: int, column: int) -> None:
+        self._centre = (row, column)
+        self.showing.draw(self.state, wait=0)
+
+    def _tag(self, text: str, add: bool) -> None:
+        state = self._listed()
+        self.tags.change(state.split, self.explorer.name(state), text, add)
+        self.listing.offer_tags()
+        self.listing.show_place()
+        self.listing.refresh()
+
+    def _still(self, _: Any, content: dict[str, Any], buffers: list[memoryview]) -> None:
+        if self._handle and content.get("kind") == "still" and buffers:
+            data = base64.b64encode(bytes(buffers[0])).decode()
+            self._handle.update(HTML(_STILL.format(name=content["name"], data=data)))
+
+    # --- what is added and kept --------------------------------------------------------------------------------------
+
+    def _add_network(self, path: str) -> None:
+        name, here = self.explorer.add_network(path), self.listing.index
+        with self._together():
+            for control in (self.controls.network, self.controls.other):
+                chosen = control.value
+                control.options = network_options(self.explorer)
+                control.value = chosen
+            self.controls.network.value = name
+            self.listing.renew(self.showing.note, here)
+
+    def _drop_networks(self, state: ExplorerState) -> None:
+        """Go on without the networks that cannot be read."""
+        with self._together():
+            for control, name in ((self.controls.network, state.network), (self.controls.other, state.other)):
+                if name and not self.explorer.loads(name):
+                    control.value = ""
+            self.listing.renew(self.showing.note, state.index)
+
+    def _upload(self, change: dict[str, Any]) -> None:
+        with self.showing.saying():
+            for picture in change["new"]:
+                index = self.explorer.add_picture(picture["name"], bytes(picture["content"]))
                 with self._together():
-                    self._switch_network("")
-            except Exception:
-                # No picture rather than one of something else than the controls say.
-                self.view, self.picture.data = None, no_picture(WIDTH)
-                self.legend.value = self.found.value = ""
-                raise
+                    self.controls.split.options = list(self.explorer.splits)
+                    self.controls.split.value = UPLOADED
+                    self.listing.renew(self.showing.note, index)
 
-    def _draw(self) -> None:
-        started, state = time.perf_counter(), self.state
-        self.view = view_of(self.explorer, state)
-        self.picture.alt = f"{len(self.view.panels)} panels: " + ", ".join(p.title for p in self.view.panels)
-        self.picture.data = as_jpeg(render_view(self.view))
-        self.legend.value = legend(self.view)
-        self.drawn += 1
-        self.found.value = pixel_table(self.explorer, state) if state.pixel else ""
-        self.status.value = self._about(state, time.perf_counter() - started)
-        self._notes.clear()
+    def _export(self, name: str) -> None:
+        params, split, images = self.explorer.params, self.controls.split.value, self.listing.images
+        opened = self.explorer.splits[split]
+        values = scores(params, opened, self.controls.network.value, MIOU)
+        rows = [{"tags": " ".join(self.tags.of(split, opened.names[i])), "miou": _plain(values[i])} for i in images]
+        before = " in place of the earlier ones" * (self.explorer.folder / name / "images.txt").is_file()
+        written = session.export(self.explorer, split, images, name, rows)
+        self.showing.say(f"{len(images)} images{before}: {', '.join(map(below_root, written))}")
 
-    @contextlib.contextmanager
-    def _said(self) -> Iterator[None]:
-        """Say in the panel what went wrong: nobody would see it elsewhere."""
-        try:
-            yield
-        except (CarbError, RuntimeError, OSError, ValueError) as error:
-            self.status.value = error_text(error)
+    def _save_view(self, name: str) -> None:
+        view = session.SavedView(self._listed(), self.listing.choice, self.viewer.look)
+        done = "replaced" if name in session.saved_views(self.explorer) else "saved"
+        path = session.save_view(self.explorer, name, view)
+        with self.listing.quietly():
+            self.controls.open_view.options = view_options(self.explorer)
+        self.showing.say(f"view {done}: {below_root(path)}")
 
-    def _about(self, state: ExplorerState, seconds: float) -> str:
-        explorer, labels = self.explorer, self.explorer.subject(state).labels
-        place = f"<b>{html.escape(explorer.name(state))}</b> ({self.image.value + 1} of {len(self._order)})"
-        if labels is None:
-            parts = [place, "no image-level labels: all classes compete"]
-        else:
-            parts = [place, "labels: " + ", ".join(explorer.class_set.names[c] for c in labels.nonzero().flatten())]
-        unknown = explorer.unknown_words(state)
-        if unknown:
-            parts.append(error_text(f"this CLIP never saw: {', '.join(unknown)}"))
-        hint = "click: what is here" + ("; drag: move the local view" if state.local else "")
-        return " · ".join([*parts, *self._notes, f"<i>{hint}</i>", f"{1000 * seconds:.0f} ms"])
+    def _open_view(self, change: dict[str, Any]) -> None:
+        if not change["new"] or self.listing.quiet:
+            return
+        with self.showing.saying():
+            view = session.open_view(self.explorer, change["new"])
+            with self._together():
+                self._set(view)
 
-    def save_view(self) -> list[str]:
+    def _set(self, view: session.SavedView) -> None:
+        state, choice, controls = view.state, view.choice, self.controls
+        for name in ("split", "masker", "gate", "network", "other", "local", "zoom"):
+            getattr(controls, name).value = getattr(state, name)
+        controls.words.value, controls.shown_class.value = state.text, state.class_id
+        self._centre = state.centre
+        self.listing.pair, self.listing.objects = choice.pair, choice.objects
+        self.viewer.look = {**LOOK, **view.look}
+        self.listing.renew(self.showing.note)  # which offers the orders of that split and network
+        controls.present.value = -1 if choice.present is None else choice.present
+        controls.tag.value = choice.tag if choice.tag in controls.tag.options else ANY
+        self._sort(choice.by, choice.class_id)
+        self.listing.renew(self.showing.note, state.index)
+
+    def save_figure(self) -> list[str]:
         """Save the view in figures/<run>/explorer as PNG, PDF and JSON; say and return where, nothing if it failed."""
         saved: list[str] = []
-        with self._said():
-            saved = [str(path.relative_to(project_root())) for path in self._save(self.state)]
-            self.status.value = "saved: " + ", ".join(map(html.escape, saved))
+        with self.showing.saying():
+            saved = [below_root(path) for path in self._save(self._listed())]
+            self.showing.say("saved: " + ", ".join(saved))
         return saved
 
     def _save(self, state: ExplorerState) -> list[Path]:
@@ -303,3 +314,7 @@ class ExplorerPanel:
 def watched(explorer: Explorer) -> bool:
     """Tell whether a panel is of use: a page watches, or `interactive` says so; else a figure is shown instead."""
     return explorer.params.interactive or is_live()
+
+
+def _plain(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

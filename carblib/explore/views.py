@@ -1,14 +1,14 @@
-"""The explorer's pictures: panels side by side, as pixels for the screen or as a figure for a paper.
+"""What a state shows: its maps, for the page, and the same as panels of a figure for a paper.
 
-`view_of` gathers what a state shows, `render_view` paints it in some ten milliseconds (PIL, no matplotlib), and
-`view_figure` draws the same view in the style of all figures, to be saved as PNG and PDF.
+`maps_of` gathers the maps, `view_of` paints them, and `view_figure` draws them in the style of all figures, to be saved
+as PNG and PDF.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,16 +18,13 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
-from PIL import Image, ImageDraw, ImageFont
 
 from carblib.classes import IGNORE, ClassSet
-from carblib.data.label_maps import colour_mask
 from carblib.explore.explorer import Box, Explorer, ExplorerState, Pixel
 from carblib.figures.captions import FigureRecord, figure_record
 from carblib.figures.grids import fit_height
 from carblib.figures.style import (
     FAINT,
-    INK,
     VALUE_MAP,
     legend_columns,
     new_figure,
@@ -36,13 +33,11 @@ from carblib.figures.style import (
 )
 from carblib.results.words import PAGE, truth_name
 
-WIDTH = 1380  # pixels of a rendered view
-DETAIL = 640  # pixels across a panel, at most
-NOISY = (255, 255, 255)  # opaque
+DETAIL = 640  # pixels across a panel of a figure, at most
+NOISY, WINS, NOTHING = 254, 253, 252  # in a map, what is no train id: not reliable, words win, not to be drawn
 MARK = (230, 0, 120)  # words and the clicked pixel: a colour no palette of streets uses
 Colour = tuple[int, int, int]
-_COLUMNS = {1: 1, 2: 2, 3: 3, 4: 2, 5: 3, 6: 3, 7: 4, 8: 4}
-_GAP, _TITLE = 10, 24  # pixels: between panels, and above one
+_COLUMNS = {1: 1, 2: 2, 3: 3, 4: 2, 5: 3, 6: 3, 7: 4, 8: 4, 9: 3}
 
 
 class Panel(NamedTuple):
@@ -68,43 +63,88 @@ class View:
     pixel: Pixel | None = None
 
 
+class Map(NamedTuple):
+    """What a map says of every pixel: `ids` (H, W) uint8 train ids, or one of NOISY, WINS and NOTHING.
+
+    `id` names the map for the page, `stamp` what it was made from.
+    """
+
+    id: str
+    title: str
+    ids: np.ndarray
+    stamp: str
+
+
+def maps_of(explorer: Explorer, state: ExplorerState) -> list[Map]:
+    """Return the maps of a state: pseudo-mask, predictions, truth, reliable regions, and where its words win."""
+    gated = explorer.subject(state).labels is not None
+    place = explorer.key(state)
+    seen = f"{place}/{state.masker}/{explorer.gate(state)}/{(explorer.box(state), state.zoom) if state.local else ''}"
+    mask = explorer.pseudo_mask(state)
+    found = [Map("mask", "pseudo-mask", mask, f"mask/{seen}")]
+    for which, name in (("prediction", state.network), ("other", state.other)):
+        if name:
+            title = f"prediction of {short_name(name)}" + (" (ungated)" if gated else "")
+            stamp = f"{which}/{explorer.version(name)}/{place}"  # before it predicts: it may be added anew meanwhile
+            found.append(Map(which, title, explorer.prediction(replace(state, network=name))[0], stamp))
+    found += truth_of(explorer, state)
+    stamp, consistent = f"reliable/{explorer.version(state.network)}/{seen}", explorer.consistent(state)
+    if consistent is not None:
+        # Training compares the pseudo-mask with the prediction among the image's labels, which is another one.
+        title = "reliable (gated prediction)" if gated else "reliable regions"
+        reliable = np.where(consistent, mask, np.uint8(NOISY))
+        found.append(Map("reliable", title, reliable, stamp))
+    if explorer.has_words(state):
+        wins = explorer.text_margin(state) > 0
+        title = f"“{_short(state.text)}” wins: {100 * wins.mean():.1f} %"
+        ids = np.where(wins, np.uint8(WINS), np.uint8(NOTHING))
+        found.append(Map("wins", title, ids, f"wins/{state.text}/{seen}"))
+    return found
+
+
+def truth_of(explorer: Explorer, state: ExplorerState) -> list[Map]:
+    """Return the map of the truth, none where there is no truth: what can be shown before CLIP has looked."""
+    truth = explorer.subject(state).truth
+    title = truth_name(explorer.params)
+    return [] if truth is None else [Map("truth", title, truth, f"truth/{explorer.key(state)}")]
+
+
+def short_name(network: str) -> str:
+    """Return a network's name without what all checkpoints' paths share: runs/a/train/b/final.pt is a/b."""
+    parts = [part for part in Path(network).parts if part not in ("runs", "train", "final.pt")]
+    return "/".join(parts).removesuffix(".pt")
+
+
 def view_of(explorer: Explorer, state: ExplorerState) -> View:
-    """Gather a state's panels: image, similarity of the class, pseudo-mask, then prediction, truth, reliable regions
-    and the maps of its words, where there are any.
+    """Gather a state's panels: image, similarity of the class, its maps, and the similarity of its words.
 
     `opacity` is that of masks. Similarity maps are opaque: a mixed colour could not be read off their scale.
     """
     classes, subject = explorer.class_set, explorer.subject(state)
     image = shrink(subject.image, DETAIL)
     ends, opacity = explorer.similarity_range(state), state.opacity
-
     # Over grey, a colour keeps its hue and can be found in the legend.
     grey = np.repeat(image.mean(-1, keepdims=True).astype(np.uint8), 3, axis=-1)
+    colours = np.zeros((256, 3), np.uint8)
+    colours[: len(classes)], colours[WINS] = classes.palette, MARK
 
-    def painted(mask: np.ndarray) -> np.ndarray:
-        return _mix(grey, colour_mask(mask, classes), opacity)
+    def painted(one: Map) -> np.ndarray:
+        ids = shrink(one.ids, DETAIL)
+        shown = _mix(grey, colours[ids], opacity)
+        shown[ids == NOISY] = 255
+        return np.where((ids == NOTHING)[..., None], image, shown)
 
-    named = {"pseudo-mask": shrink(explorer.pseudo_mask(state), DETAIL)}
-    predicted, consistent, gated = explorer.prediction(state), explorer.consistent(state), subject.labels is not None
-    if predicted is not None:
-        named["prediction (ungated)" if gated else "prediction"] = shrink(predicted[0], DETAIL)
-    if subject.truth is not None:
-        named[truth_name(explorer.params)] = shrink(subject.truth, DETAIL)
-    values = shrink(explorer.similarity(state), DETAIL)
-    word = classes.words[state.class_id][0]
-    panels = [Panel("image", image), Panel(f"similarity to “{word}”", _heat(values, ends))]
-    panels += [Panel(title, painted(mask)) for title, mask in named.items()]
-    if consistent is not None:
-        agreed = shrink(consistent.astype(np.uint8), DETAIL).astype(bool)
-        shown = np.where(agreed[..., None], painted(named["pseudo-mask"]), np.uint8(NOISY))
-        # Training compares the pseudo-mask with the prediction among the image's labels, which is another one.
-        title = "reliable (gated prediction)" if gated else "reliable"
-        panels.append(Panel(f"{title}: {100 * consistent.mean():.0f} %", shown))
+    def heat(values: np.ndarray, words: str) -> Panel:
+        return Panel(f"similarity to “{_short(words)}”", _heat(shrink(values, DETAIL), ends))
+
+    maps = maps_of(explorer, state)
+    panels = [Panel("image", image), heat(explorer.similarity(state), classes.words[state.class_id][0])]
+    panels += [Panel(one.title, painted(one)) for one in maps]
     if explorer.has_words(state):
-        panels += _word_panels(explorer, state, grey, ends)
+        panels.append(heat(explorer.text_similarity(state), state.text))
     return View(
         tuple(panels),
-        _legend(named.values(), classes, grey.mean(), opacity) + (("noisy region", NOISY),) * (consistent is not None),
+        _legend([one.ids for one in maps], classes, float(grey.mean()), opacity),
         ends,
         explorer.params.image_size,
         explorer.box(state) if state.local else None,
@@ -112,13 +152,8 @@ def view_of(explorer: Explorer, state: ExplorerState) -> View:
     )
 
 
-def _word_panels(explorer: Explorer, state: ExplorerState, image: np.ndarray, ends: tuple[float, float]) -> list[Panel]:
-    text = state.text if len(state.text) <= 16 else state.text[:15] + "…"
-    wins = explorer.text_margin(state) > 0
-    shown = np.where(shrink(wins.astype(np.uint8), DETAIL)[..., None] > 0, _mix(image, MARK, state.opacity), image)
-    heat = _heat(shrink(explorer.text_similarity(state), DETAIL), ends)
-    title = f"“{text}” wins: {100 * wins.mean():.1f} %"
-    return [Panel(f"similarity to “{text}”", heat), Panel(title, shown)]
+def _short(words: str) -> str:
+    return words if len(words) <= 16 else words[:15] + "…"
 
 
 def _mix(image: np.ndarray | float, colour: np.ndarray | Sequence[int], opacity: float) -> np.ndarray:
@@ -131,79 +166,20 @@ def _heat(values: np.ndarray, ends: tuple[float, float]) -> np.ndarray:
 
 
 def _legend(
-    masks: Iterable[np.ndarray], classes: ClassSet, grey: float, opacity: float
+    maps: Iterable[np.ndarray], classes: ClassSet, grey: float, opacity: float
 ) -> tuple[tuple[str, Colour], ...]:
-    """Names of the classes in view, with their colours as they look over an image of that mean grey."""
-    seen = np.unique(np.concatenate([np.unique(mask) for mask in masks])).tolist()
-    entries = [("void", (0, 0, 0)) if c == IGNORE else (classes.names[c], classes.palette[c]) for c in seen]
-    return tuple((name, tuple(_mix(grey, colour, opacity).tolist())) for name, colour in entries)
+    """Names of what is in view, with its colours as they look over an image of that mean grey."""
+    seen = np.unique(np.concatenate([np.unique(ids) for ids in maps])).tolist()
+    marks = {IGNORE: ("void", (0, 0, 0)), WINS: ("the words win", MARK)}
+    known = {**marks, **dict(enumerate(zip(classes.names, classes.palette, strict=True)))}
+    entries = [(known[c][0], tuple(_mix(grey, known[c][1], opacity).tolist())) for c in seen if c in known]
+    return tuple(entries + [("noisy region", (255, 255, 255))] * (NOISY in seen))
 
 
 @functools.cache
 def heat_colours() -> np.ndarray:
     """Return the colours (256, 3) uint8 of the similarity maps' scale, lowest first."""
     return matplotlib.colormaps[VALUE_MAP](np.arange(256), bytes=True)[:, :3]
-
-
-# --- pixels ------------------------------------------------------------------------------------------------------
-
-
-def render_view(view: View) -> np.ndarray:
-    """Paint a view's panels in rows, with its marks: (h, WIDTH, 3) uint8."""
-    canvas = Image.new("RGB", (WIDTH, _height(view)), "white")
-    draw = ImageDraw.Draw(canvas)
-    for panel, (left, top, across, down) in zip(view.panels, _places(view), strict=True):
-        way = Image.Resampling.NEAREST if across > panel.picture.shape[1] else Image.Resampling.BOX
-        canvas.paste(Image.fromarray(panel.picture).resize((across, down), way), (left, top))
-        draw.text((left + 1, top - 5), panel.title, INK, _font(), anchor="ls")
-        _marks(draw, view, (left, top, across, down))
-    return np.asarray(canvas)
-
-
-def pixel_under(view: View, x: float, y: float) -> Pixel | None:
-    """Return the image's pixel (row, column) under a point of the rendered view, whichever panel; None beside them.
-
-    `x`, `y` are shares (0–1) of the rendered view's width and height.
-    """
-    x, y = x * WIDTH, y * _height(view)
-    for left, top, across, down in _places(view):
-        if left <= x < left + across and top <= y < top + down:
-            return int((y - top) / down * view.size[0]), int((x - left) / across * view.size[1])
-    return None
-
-
-def _places(view: View) -> list[tuple[int, int, int, int]]:
-    """Where each panel's picture lies: (left, top, width, height) in pixels."""
-    columns = _COLUMNS[len(view.panels)]
-    across = (WIDTH - (columns - 1) * _GAP) // columns
-    down = round(across * view.size[0] / view.size[1])
-    step = _TITLE + down + _GAP // 2
-    cells = [divmod(place, columns) for place in range(len(view.panels))]
-    return [(column * (across + _GAP), row * step + _TITLE, across, down) for row, column in cells]
-
-
-def _height(view: View) -> int:
-    _, top, _, down = _places(view)[-1]
-    return top + down
-
-
-def _marks(draw: ImageDraw.ImageDraw, view: View, place: tuple[int, int, int, int]) -> None:
-    left, top, across, down = place
-    down_by, across_by = down / view.size[0], across / view.size[1]
-    if view.box:
-        above, before, below, behind = view.box
-        frame = [left + before * across_by, top + above * down_by, left + behind * across_by, top + below * down_by]
-        draw.rectangle(frame, outline="black", width=4)
-        draw.rectangle([frame[0] + 1, frame[1] + 1, frame[2] - 1, frame[3] - 1], outline="white", width=2)
-    if view.pixel:
-        x, y = left + (view.pixel[1] + 0.5) * across_by, top + (view.pixel[0] + 0.5) * down_by
-        draw.ellipse([x - 7, y - 7, x + 7, y + 7], outline="white", width=5)
-        draw.ellipse([x - 6, y - 6, x + 6, y + 6], outline=MARK, width=3)
-
-
-@functools.cache
-def _font() -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", 15)
 
 
 # --- figures -----------------------------------------------------------------------------------------------------
@@ -253,6 +229,7 @@ def view_record(explorer: Explorer, state: ExplorerState) -> FigureRecord:
         f"similarity map of “{word}”; masks drawn over the grey image with an opacity of {opacity}",
     ]
     if state.network:
+        parts.append(f"prediction of {state.network}" + (f", compared with {state.other}" if state.other else ""))
         among = "" if explorer.subject(state).labels is None else " among the image's labels"
         parts.append(f"reliable where the network's prediction{among} and the pseudo-mask agree")
     if state.local:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -12,7 +12,9 @@ from matplotlib.figure import Figure
 from carblib import __version__
 from carblib.base.errors import CarbError
 from carblib.base.files import write_bytes, write_json
-from carblib.data.readers import Split, open_split
+from carblib.base.stamps import NAME, read_stamp
+from carblib.data.readers import open_split
+from carblib.data.split import Split
 from carblib.figures.style import FAINT, PDF_DPI, PNG_DPI, rendered
 from carblib.params import Params
 from carblib.results.saved import Missing, RunResults
@@ -24,7 +26,7 @@ class FigureRecord:
     """What a figure shows and where it comes from; written beside it as JSON. `seed` holds several where they differ.
 
     `caption` says what is seen, `source` what it was made from, `alt` is the alternative text. `images` counts those
-    shown or measured, all of the split or some.
+    shown or measured, all of the split or some. `made_from`: digests of what it was drawn from.
     """
 
     run: str
@@ -37,6 +39,7 @@ class FigureRecord:
     caption: str
     source: str
     alt: str
+    made_from: dict[str, str] = field(default_factory=dict)
 
 
 Drawn = tuple[Figure, FigureRecord]
@@ -100,15 +103,22 @@ def image_index(split: Split, name: str) -> int:
 
 
 def images_of(results: RunResults, split: str) -> int:
-    """Return how many images a split has, by the saved results, else by the dataset; 0 where neither is there."""
+    """Return how many images a split has, by the dataset, or by the saved results where it is not there; else 0."""
+    try:
+        return len(open_data(results, split))
+    except Missing:
+        pass
     if results.analysis and results.analysis["split"] == split:
         return int(results.analysis["images"])
     if split == results.params.val_split and results.validation:
         return int(next(iter(results.validation.values()))["images"])
-    try:
-        return len(open_data(results, split))
-    except Missing:
-        return 0
+    return 0
+
+
+def taught_images(results: RunResults, variant: str) -> int:
+    """Return how many images a training learnt from, as its stamp tells."""
+    stamp = read_stamp(results.folder / "train" / variant / NAME)
+    return len(stamp.items) if stamp else images_of(results, results.params.train_split)
 
 
 # --- files ---------------------------------------------------------------------------------------------------------

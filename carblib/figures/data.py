@@ -18,13 +18,12 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 from carblib.classes import ClassSet
 from carblib.figures.captions import Drawn, figure_record
-from carblib.figures.style import FAINT, GRID, INK, SHARE_MAP, bold_small, class_colours, new_figure, paper_style
+from carblib.figures.style import FAINT, GRID, INK, PALE, SHARE_MAP, bold_small, class_colours, new_figure, paper_style
 from carblib.results.saved import Missing, RunResults, numbers
 from carblib.results.words import COLUMN, PAGE
 
 Analysis = dict[str, Any]
 Contrast = dict[str, Any] | None
-CONTRAST_COLOUR = "#d55e00"
 MOST_NUMBERED = 12  # classes up to which a matrix has its numbers written in
 OBJECT = (
     "An object is an 8-connected component of a class, so that one cut in two by a pole counts as two; its fragments "
@@ -145,7 +144,7 @@ def draw_image_share(axes: Axes, analysis: Analysis, class_set: ClassSet, contra
         axes.text(share + 1.5, place, f"{share:.0f}", va="center", fontsize=7)
     label = "images that hold the class (%)"
     if contrast and contrast.get("image_share"):
-        axes.axvline(100 * np.median(numbers(contrast["image_share"])), color=CONTRAST_COLOUR, linestyle="--", zorder=3)
+        axes.axvline(100 * np.median(numbers(contrast["image_share"])), color=INK, linestyle="--", zorder=3)
         label += f"\n(dashed: median class of {contrast['name']})"
     axes.set(xlim=(0, 116), xticks=(0, 25, 50, 75, 100), xlabel=label)
     axes.set_title("Class frequency")
@@ -196,15 +195,15 @@ def draw_classes_per_image(axes: Axes, analysis: Analysis, contrast: Contrast) -
     counts = np.asarray(analysis["classes_per_image"], int)
     shares = 100 * np.bincount(counts) / max(len(counts), 1)
     places = np.arange(len(shares))
-    axes.bar(places[1:], shares[1:], 0.8, color="#0072b2", label=f"this data: mean {counts.mean():.1f}")
+    axes.bar(places[1:], shares[1:], 0.8, color=PALE, label=f"this data: mean {counts.mean():.1f}")
     title = "Classes per image"
     if contrast and contrast.get("classes_per_image"):
         other = numbers(contrast["classes_per_image"])
         other = 100 * other / other.sum()
         mean = float((np.arange(1, len(other) + 1) * other).sum() / 100)
         edges = np.arange(len(other) + 1) + 0.5
-        axes.stairs(other, edges, color=CONTRAST_COLOUR, linewidth=1.4, label=f"{contrast['name']}: mean {mean:.1f}")
-        shares = np.concatenate([shares, other])
+        axes.stairs(other, edges, color=INK, linewidth=1.4, label=f"{contrast['name']}: mean {mean:.1f}")
+        shares, places = np.concatenate([shares, other]), max(places, edges, key=len)
         axes.legend(loc="upper left")
     else:
         title += f" (mean {counts.mean():.1f})"
@@ -244,7 +243,7 @@ def draw_object_sizes(axes: Axes, analysis: Analysis, class_set: ClassSet, contr
         return
     rows.sort(key=lambda row: -pixel_quantiles(row[1])[2])
     if contrast and contrast.get("object_areas"):
-        rows.append((contrast["name"], 100 * numbers(contrast["object_areas"]), CONTRAST_COLOUR, False))
+        rows.append((contrast["name"], 100 * numbers(contrast["object_areas"]), INK, False))
     keys = ("whislo", "q1", "med", "q3", "whishi")
     boxes = axes.bxp(
         [dict(zip(keys, pixel_quantiles(row[1]), strict=True)) for row in rows],
@@ -263,8 +262,6 @@ def draw_object_sizes(axes: Axes, analysis: Analysis, class_set: ClassSet, contr
     axes.set_xscale("log")
     axes.set_yticks(np.arange(1, len(rows) + 1), [row[0] for row in rows])
     bold_small(axes.get_yticklabels(), [row[3] for row in rows])
-    for tick, row in zip(axes.get_yticklabels(), rows, strict=True):
-        tick.set_color(CONTRAST_COLOUR if contrast and row[0] == contrast.get("name") else INK)
     axes.invert_yaxis()
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")

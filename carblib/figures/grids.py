@@ -1,7 +1,8 @@
 """Figures made of images and masks: qualitative grids and similarity maps.
 
-Masks are shown in the dataset's own palette, with one legend that names only the classes in view. Which images are
-shown is decided by rules, never by hand.
+Masks are shown in the dataset's own palette, small classes outlined, with one legend that names only the classes in
+view: colours alone would not tell CamVid's pedestrian from its building with deuteranopia. Which images are shown is
+decided by rules, never by hand.
 """
 
 from __future__ import annotations
@@ -19,18 +20,14 @@ from matplotlib.patches import Rectangle
 from carblib.classes import ClassSet
 from carblib.data.label_maps import colour_mask
 from carblib.data.mask_folders import mask_path, read_mask
-from carblib.data.readers import Split
+from carblib.data.split import Split
 from carblib.figures.captions import Drawn, figure_record, image_index, open_data
-from carblib.figures.scores import checkpoints, main_evaluation
-from carblib.figures.style import FAINT, PDF_DPI, VALUE_MAP, class_legend, new_figure, paper_style, shrink
-from carblib.results.saved import Missing, RunResults, prediction_path, read_arrays
-from carblib.results.words import PAGE, percent, truth_name
-from carblib.variants import abbreviations, in_order, variant_label
+from carblib.figures.style import FAINT, OUTLINE, PDF_DPI, VALUE_MAP, class_legend, new_figure, paper_style, shrink
+from carblib.results.saved import Missing, RunResults, read_arrays
+from carblib.results.words import PAGE, truth_name
 
 SAMPLES, CLIP_MASKS = 3, "CLIP's masks"
-GRID_COLUMNS = ("pseudo_masks_global", "plain", "glv", "carb", "paper", "ours")
-GRID_DROPPED = ("plain", "carb", "glv", "paper")  # in this order, where there are more than GRID_MASKS
-GRID_MASKS = 5
+OUTLINED = "Small classes are outlined in white."
 RULES = "best, median and worst by mIoU of {}, and the one with most small objects"
 
 
@@ -87,15 +84,13 @@ def qualitative_grid(rows: Sequence[GridRow], class_set: ClassSet) -> Figure:
     figure, panels = panels_of([row.image for row in rows], len(titles))
     for row, line in zip(rows, panels, strict=True):
         show_picture(line[0], row.image, row.image.shape)
-        for top, left, bottom, right in row.boxes:
-            for colour, width in (("white", 2), ("black", 0.8)):  # seen on dark and on light
-                box = Rectangle((left, top), right - left, bottom - top, fill=False, color=colour, linewidth=width)
-                line[0].add_patch(box)
+        for box in row.boxes:
+            frame_box(line[0], box)
         if row.label:
             line[0].set_ylabel(row.label.replace("most small ", "most small\n"), fontsize=7.5)
         for axes, title in zip(line[1:], titles[1:], strict=True):
             if title in row.masks:
-                show_picture(axes, colour_mask(row.masks[title], class_set), row.image.shape)
+                show_mask(axes, row.masks[title], row.image.shape, class_set)
             axes.set_xlabel(row.notes.get(title, ""), fontsize=7, labelpad=1.5)
     for axes, title in zip(panels[0], titles, strict=True):
         # A letter of a title takes about 0.066 in.
@@ -107,6 +102,23 @@ def qualitative_grid(rows: Sequence[GridRow], class_set: ClassSet) -> Figure:
     return figure
 
 
+def show(axes: Axes, picture: np.ndarray, frame: Sequence[int], class_set: ClassSet) -> None:
+    """Show an image (h, w, 3) or a mask (h, w)."""
+    if picture.ndim == 3:
+        show_picture(axes, picture, frame)
+    else:
+        show_mask(axes, picture, frame, class_set)
+
+
+def frame_box(axes: Axes, box: Sequence[int]) -> None:
+    """Draw a box (top, left, bottom, right), in pixels of the image."""
+    top, left, bottom, right = box
+    for colour, width in (("white", 2), ("black", 0.8)):  # seen on dark and on light
+        axes.add_patch(
+            Rectangle((left, top), right - left, bottom - top, fill=False, color=colour, linewidth=width, zorder=3)
+        )
+
+
 @paper_style()
 def similarity_panel(
     image: np.ndarray, masks: Mapping[str, np.ndarray], maps: Mapping[str, np.ndarray], class_set: ClassSet
@@ -116,7 +128,7 @@ def similarity_panel(
     `masks` {title: (h, w) train ids}, `maps` {class: (h, w) cosine similarity}, at least one. All maps share one scale,
     whose ends are their 1st and 99th percentile.
     """
-    pictures = {"image": image} | {title: colour_mask(mask, class_set) for title, mask in masks.items()}
+    pictures = {"image": image, **masks}
     total = len(pictures) + len(maps)
     columns = min(4, total)
     figure, panels = panels_of([image] * -(-total // columns), columns)
@@ -124,7 +136,7 @@ def similarity_panel(
     values = np.concatenate([np.ravel(values) for values in maps.values()])
     low, high = np.percentile(values, (1, 99))
     for axes, (title, picture) in zip(flat, pictures.items(), strict=False):
-        show_picture(axes, picture, image.shape)
+        show(axes, picture, image.shape, class_set)
         axes.set_title(title, fontweight="normal")
     for axes, (title, similarity) in zip(flat[len(pictures) :], maps.items(), strict=False):
         extent = (0, image.shape[1], image.shape[0], 0)
@@ -167,8 +179,33 @@ def fit_height(figure: Figure, panels: list[list[Axes]]) -> None:
 
 def show_picture(axes: Axes, picture: np.ndarray, frame: Sequence[int]) -> None:
     """Show a picture over the frame (H, W) of its image, with no more pixels than print resolves."""
-    pixels = int(PDF_DPI * PAGE / axes.get_gridspec().ncols)
-    axes.imshow(shrink(picture, pixels), extent=(0, frame[1], frame[0], 0), interpolation="nearest")
+    axes.imshow(shrink(picture, _printed(axes)), extent=(0, frame[1], frame[0], 0), interpolation="nearest")
+
+
+def show_mask(axes: Axes, mask: np.ndarray, frame: Sequence[int], class_set: ClassSet) -> None:
+    """Show a mask (h, w) in the palette, its small classes outlined, over the frame (H, W) of its image."""
+    show_picture(axes, colour_mask(mask, class_set), frame)
+    outline_small(axes, mask, frame, class_set)
+
+
+def outline_small(
+    axes: Axes, mask: np.ndarray, frame: Sequence[int], class_set: ClassSet, colour: str = OUTLINE
+) -> None:
+    """Outline the small classes of a mask (h, w) that is shown over the frame (H, W) of its image."""
+    small = np.isin(shrink(mask, _printed(axes)), class_set.small_ids)
+    if not small.any():
+        return
+    y, x = ((np.arange(-1, n + 1) + 0.5) * side / n for n, side in zip(small.shape, frame, strict=False))
+    around = np.pad(small, 1, "edge")  # a contour needs two rows and columns
+    if not around.all():
+        axes.contour(x, y, around, levels=[0.5], colors=colour, linewidths=0.5)
+    axes.set(xlim=(0, frame[1]), ylim=(frame[0], 0))
+
+
+def _printed(axes: Axes) -> int:
+    """How many pixels across print resolves in this panel; an inset is about an eighth of a page."""
+    grid = axes.get_gridspec()
+    return int(PDF_DPI * PAGE / (grid.ncols if grid else 8))
 
 
 # --- figures of a run ----------------------------------------------------------------------------------------------
@@ -178,17 +215,18 @@ def samples(results: RunResults) -> Drawn:
     """The first, the middle and the last training image beside their masks."""
     params, train = results.params, open_data(results, results.params.train_split)
     chosen = np.unique(np.linspace(0, len(train) - 1, SAMPLES).round().astype(int))
-    rows = [GridRow(train.names[i], train.image(i), _truth(results, train, i)) for i in chosen]
+    rows = [GridRow(train.names[i], train.image(i), truth_of(results, train, i)) for i in chosen]
     names = [row.label for row in rows]
     caption = f"The first, the middle and the last training image ({', '.join(names)})"
-    caption += f", and the {truth_name(params)} that training never sees." if train.has_masks else "."
+    caption += f", and the {truth_name(params)} that training never sees. {OUTLINED}" if train.has_masks else "."
     record = figure_record(
         params, caption, "Street scenes beside their masks.", train.name, len(rows), chosen_of=len(train)
     )
     return qualitative_grid(rows, params.class_set), record
 
 
-def _truth(results: RunResults, split: Split, index: int) -> dict[str, np.ndarray]:
+def truth_of(results: RunResults, split: Split, index: int) -> dict[str, np.ndarray]:
+    """Return the true mask of an image under its column title, nothing where there is none."""
     return {truth_name(results.params): split.mask(index)} if split.mask_paths[index] else {}
 
 
@@ -199,11 +237,11 @@ def similarity_maps(results: RunResults) -> Drawn:
     name, split = str(saved["name"]), open_data(results, str(saved["split"]))
     index = image_index(split, name)
     maps = {str(word): similarity for word, similarity in zip(saved["words"], saved["similarity"], strict=True)}
-    masks = {"pseudo-mask": saved["mask"]} | _truth(results, split, index)
+    masks = {"pseudo-mask": saved["mask"]} | truth_of(results, split, index)
     figure = similarity_panel(split.image(index), masks, maps, params.class_set)
     caption = (
         "CLIP's similarity of each patch to the words of some classes, small ones first, and the pseudo-mask of all "
-        f"classes in the image. Image {name}: the one with most classes by its labels."
+        f"classes in the image. Image {name}: the one with most classes by its labels. {OUTLINED}"
     )
     alt = "A street scene, its pseudo-mask and similarity maps of " + ", ".join(maps) + "."
     return figure, figure_record(params, caption, alt, split.name, 1, chosen_of=len(split))
@@ -212,11 +250,11 @@ def similarity_maps(results: RunResults) -> Drawn:
 def mask_examples(results: RunResults) -> Drawn:
     """CLIP's masks of a few images without labels, with them, and from local views."""
     params, path = results.params, results.folder / "mask_examples.npz"
-    saved = read_arrays(path, ("split", "rules", "names", "no_labels"), "run notebook 02_pseudo_masks again")
+    saved = read_arrays(path, ("split", "rules", "names"), "run notebook 02_pseudo_masks again")
     split, names = open_data(results, str(saved["split"])), [str(name) for name in saved["names"]]
     rows = [
-        GridRow(str(rule), split.image(image_index(split, name)), _ways(results, split, name, mask))
-        for rule, name, mask in zip(saved["rules"], names, saved["no_labels"], strict=True)
+        GridRow(str(rule), split.image(image_index(split, name)), _ways(results, split, name))
+        for rule, name in zip(saved["rules"], names, strict=True)
     ]
     if params.gate == "none":
         caption = "Pseudo-masks of the whole image and of zoomed local views, without image-level labels."
@@ -225,69 +263,21 @@ def mask_examples(results: RunResults) -> Drawn:
     rule = "The first and the last image"
     if "best" in saved["rules"]:
         rule = f"Rows by rule: {RULES.format(CLIP_MASKS)}"
-    caption += f" {rule} ({', '.join(names)})."
+    caption += f" {rule} ({', '.join(names)}). {OUTLINED}"
     record = figure_record(
         params, caption, "Grid of street scenes and their pseudo-masks.", split.name, len(rows), chosen_of=len(split)
     )
     return qualitative_grid(rows, params.class_set), record
 
 
-def _ways(results: RunResults, split: Split, name: str, no_labels: np.ndarray) -> dict[str, np.ndarray]:
+def _ways(results: RunResults, split: Split, name: str) -> dict[str, np.ndarray]:
     """Masks of one image by column title; without labels at all (gate: none) there are two ways only."""
-    told = results.params.gate != "none"
-    masks = {"no labels": no_labels} if told else {}
-    kinds = {"with labels" if told else "whole image": "pseudo_masks", "local views": "pseudo_masks_local"}
+    masks, kinds = {}, {"no labels": "_no_labels", "with labels": "", "local views": "_local"}
+    if results.params.gate == "none":
+        kinds = {"whole image": "", "local views": "_local"}
     for title, kind in kinds.items():
-        folder = results.folder / kind / split.name
+        folder = results.folder / f"pseudo_masks{kind}" / split.name
         if not mask_path(folder, name).is_file():
-            raise Missing(f"{kind}/{split.name}/{name}.png is missing; notebook 02_pseudo_masks makes it")
+            raise Missing(f"pseudo_masks{kind}/{split.name}/{name}.png is missing; notebook 02_pseudo_masks makes it")
         masks[title] = read_mask(folder, name, split.class_set)
-    return masks | _truth(results, split, image_index(split, name))
-
-
-def predictions_grid(results: RunResults) -> Drawn:
-    """Images chosen by rule beside CLIP's masks, the networks' predictions and the truth."""
-    evaluation, params = main_evaluation(results), results.params
-    chosen = pick_rows(evaluation["per_image"])
-    columns = _columns(results, evaluation["split"], list(chosen.values()))
-    split = open_data(results, evaluation["split"])
-    rows = [_grid_row(results, split, columns, rule, name) for rule, name in chosen.items()]
-    caption = (
-        f"Images chosen by rule: {RULES.format(variant_label(evaluation['variant']))} ({', '.join(chosen.values())}). "
-        f"Below each mask its mIoU in this image. {abbreviations(columns)}"
-    )
-    alt = f"Grid of {len(rows)} images: " + ", ".join(["image", *rows[0].masks]) + "."
-    shown = checkpoints([results.evaluations.get(variant) or {"variant": variant} for variant in columns])
-    record = figure_record(params, caption, alt, split.name, len(rows), shown, chosen_of=evaluation["images"])
-    return qualitative_grid(rows, params.class_set), record
-
-
-def _grid_row(results: RunResults, split: Split, columns: Sequence[str], rule: str, name: str) -> GridRow:
-    index, masks, notes = image_index(split, name), {}, {}
-    for variant in columns:
-        path = prediction_path(results, variant, split.name, name)
-        masks[variant_label(variant)] = read_mask(path.parent, name, split.class_set)
-        score = _score_of(results.evaluations.get(variant), name)
-        notes[variant_label(variant)] = "" if score is None else f"mIoU {percent(score)}"
-    return GridRow(rule, split.image(index), masks | _truth(results, split, index), notes)
-
-
-def _score_of(evaluation: Mapping[str, Any] | None, name: str) -> float | None:
-    rows = evaluation["per_image"] if evaluation else []
-    return next((row["miou"] for row in rows if row["name"] == name), None)
-
-
-def _columns(results: RunResults, split: str, names: list[str]) -> list[str]:
-    """The variants with a mask of every image, in reading order; the one that stands for the run is always shown."""
-    main = [results.main_variant] if results.main_variant else []
-    there = [
-        variant
-        for variant in dict.fromkeys([*main, *GRID_COLUMNS])
-        if all(prediction_path(results, variant, split, name).is_file() for name in names)
-    ]
-    if not there or not names:
-        raise Missing(f"no saved masks of split {split}; notebook 04_small_object_evaluation writes predictions/")
-    for variant in GRID_DROPPED:
-        if len(there) > GRID_MASKS and variant in there and variant not in main:
-            there.remove(variant)
-    return in_order(there)
+    return masks | truth_of(results, split, image_index(split, name))

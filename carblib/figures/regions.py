@@ -12,19 +12,25 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, MaxNLocator
 from scipy.optimize import isotonic_regression
 
-from carblib.classes import ClassSet
+from carblib.classes import IGNORE, ClassSet
 from carblib.data.label_maps import colour_mask
-from carblib.figures.captions import Drawn, figure_record, image_index, images_of, open_data
-from carblib.figures.grids import fit_height, panels_of, show_picture
-from carblib.figures.style import INK, MARKERS, class_legend, new_figure, paper_style
+from carblib.figures.captions import Drawn, figure_record, image_index, open_data, taught_images
+from carblib.figures.grids import fit_height, outline_small, panels_of, show_mask, show_picture
+from carblib.figures.style import FAINT, INK, PALE, class_legend, new_figure, paper_style
 from carblib.figures.training import mark_warmup, of_training, over_training, shown_training, warmup_of
 from carblib.results.saved import Missing, RunResults, class_groups, read_regions, region_folders
-from carblib.results.words import COLUMN, PAGE, percent
+from carblib.results.words import COLUMN, PAGE, percent, plural
 from carblib.variants import abbreviations, variant_label
 
 REGION_MAPS = 4  # iterations shown of one image
 LABEL_HEIGHT = 0.135  # inches a line's name takes
-GROUP_COLOURS = {"all classes": "#bbbbbb", "large classes": "#0072b2", "small classes": "#e69f00"}
+# Grey, as colours mean variants. All classes nearly coincide with the large ones: a broad pale line below shows both.
+GROUP_STYLES = {
+    "all classes": {"color": PALE, "linewidth": 4},
+    "large classes": {"color": FAINT, "marker": "s", "linestyle": "--", "linewidth": 0.9},
+    "small classes": {"color": INK, "marker": "o", "linewidth": 1.8},
+}
+FEW = 4  # measured iterations up to which a line between them would claim more than was measured
 
 
 # --- figures of a run ----------------------------------------------------------------------------------------------
@@ -36,20 +42,24 @@ def region_weights(results: RunResults) -> Drawn:
     if not have:
         raise Missing("no variant with a weight per class went past its warm-up; `ours` in notebook 03_train has one")
     variant = shown_training(results, have, "train/<variant>/region_weights.csv")
-    last = have[variant].dropna(subset=["weight"])
-    last = last[last["iteration"] == last["iteration"].max()].set_index("class")["weight"]
+    noted = have[variant].dropna(subset=["weight"])
+    last = noted[noted["iteration"] == noted["iteration"].max()].set_index("class")["weight"]
+    iterations = sorted(noted["iteration"].unique())
+    few = f"Measured at {plural(len(iterations), 'iteration')} only ({', '.join(map(str, iterations))}), so no course "
+    few += "over training can be read from it; thin lines join what is one class's. "
     caption = (
         f"Weight λ of the noisy region per class over the training of {variant_label(variant)}, noted at validations "
         f"after the warm-up of {warmup_of(results, variant)} iterations. The smaller a class's λ, the less it is "
-        "learnt from pixels on which network and CLIP disagree. Small classes thick, orange and bold."
+        "learnt from pixels on which network and CLIP disagree. "
+        f"{few if len(iterations) <= FEW else ''}Small classes dark, with round markers and bold names."
     )
     alt = (
-        f"A line per class; at the end λ is smallest for {_classes_at(last, last.min())} and largest for "
+        f"Markers per class; at the end λ is smallest for {_classes_at(last, last.min())} and largest for "
         f"{_classes_at(last, last.max())}."
     )
     figure, params = draw_region_weights(have[variant], results.params.class_set), results.params
     caption = f"{caption} {abbreviations([variant])}"
-    images, checkpoint = images_of(results, params.train_split), f"train/{variant}, over training"
+    images, checkpoint = taught_images(results, variant), f"train/{variant}, over training"
     return figure, figure_record(params, caption, alt, params.train_split, images, checkpoint)
 
 
@@ -95,8 +105,8 @@ def region_maps(results: RunResults) -> Drawn:
     caption = (
         f"Reliable regions of image {name} over the training of {variant_label(variant)}: of {len(names)} watched "
         "images, the one with most classes in CLIP's mask. Upper row: CLIP's labels where the network agrees; the "
-        f"noisy region is blank. Lower row: the network's prediction among the classes present. "
-        f"{abbreviations([variant])}"
+        "noisy region is blank. Lower row: the network's prediction among the classes present. Small classes are "
+        f"outlined, above in black, below in white. {abbreviations([variant])}"
     )
     shares = ", ".join(f"{percent(regions[i]['consistent'].mean(), 0)} % at {i}" for i in chosen)
     alt = f"Region maps of one image; consistent: {shares}."
@@ -124,12 +134,13 @@ def spread_evenly(iterations: Sequence[int], count: int, warmup: int | None = No
 
 @paper_style()
 def draw_region_weights(weights: pd.DataFrame, class_set: ClassSet) -> Figure:
-    """Weight λ of the noisy region per class over training, every line named and numbered at its end; small bold.
+    """Weight λ of the noisy region per class where it was measured, every class named and numbered at its end.
 
     `weights`: rows {iteration, class, weight} as in region_weights.csv, empty during the warm-up, which is not shown.
     Classes are told apart by their names, not by colours: palettes have several of one darkness.
     """
     shown = weights[weights["weight"] > 0]
+    iterations = sorted(shown["iteration"].unique())
     ends = shown.sort_values("iteration").groupby("class")["weight"].last().sort_values()
     figure = new_figure(COLUMN, max(2.2, 0.75 + LABEL_HEIGHT * len(ends)))
     axes = figure.subplots()
@@ -143,20 +154,13 @@ def draw_region_weights(weights: pd.DataFrame, class_set: ClassSet) -> Figure:
     for name, value, start, place in zip(ends.index, ends, wanted, places, strict=True):
         small = class_set.small[class_set.index(name)]
         rows = shown[shown["class"] == name]
-        colour = GROUP_COLOURS["small classes" if small else "large classes"]
-        style = {
-            "color": colour,
-            "linewidth": 1.8 if small else 0.9,
-            "marker": "o",
-            "markersize": 3.5,
-            "clip_on": False,
-        }
-        axes.plot(rows["iteration"], rows["weight"], **style)
-        _name_at_the_end(axes, f"{name} {value:.2g}", start, place, colour, small)
-    iterations = sorted(shown["iteration"].unique())
+        style = GROUP_STYLES["small classes" if small else "large classes"]
+        thin = {"linewidth": 0.5, "linestyle": ":"} if len(iterations) <= FEW else {}
+        axes.plot(rows["iteration"], rows["weight"], markersize=3.5, clip_on=False, **style | thin)
+        _name_at_the_end(axes, f"{name} {value:.2g}", start, place, style["color"], small)
     axes.set_xlim(iterations[0] - (len(iterations) == 1), iterations[-1])
     axes.xaxis.set_major_locator(
-        FixedLocator(iterations) if len(iterations) <= 4 else MaxNLocator(4, steps=(1, 2, 5, 10), integer=True)
+        FixedLocator(iterations) if len(iterations) <= FEW else MaxNLocator(4, steps=(1, 2, 5, 10), integer=True)
     )
     return figure
 
@@ -187,11 +191,9 @@ def draw_reliability(reliability: pd.DataFrame, class_set: ClassSet, warmup: int
     panels = figure.subplots(1, 3, sharex=True)
     titles = ("Share of consistent pixels", "CLIP right, consistent", "CLIP right, noisy")
     for axes, key, title in zip(panels, ("share", "inside", "outside"), titles, strict=True):
-        for i, (name, group) in enumerate(groups.items()):
-            # All classes nearly coincide with the large ones: a broad pale line below shows both.
-            style = {"linewidth": 4} if name == "all classes" else {"marker": MARKERS[i]}
+        for name, group in groups.items():
             label = name if axes is panels[0] else None
-            axes.plot(group["iteration"], 100 * group[key], color=GROUP_COLOURS[name], label=label, **style)
+            axes.plot(group["iteration"], 100 * group[key], label=label, **GROUP_STYLES[name])
         axes.set(title=title, ylim=(0, 103), xlabel="iteration")
         mark_warmup(axes, warmup, name=False, in_legend=axes is panels[0])
     over_training(panels, reliability["iteration"].max())
@@ -216,14 +218,16 @@ def draw_region_maps(
     masks = [regions[i][key] for i in iterations for key in ("pseudo_mask", "prediction")]
     show_picture(panels[0][0], image, image.shape)
     panels[0][0].set_title("image", fontweight="normal", fontsize=7)
-    show_picture(panels[1][0], colour_mask(first["pseudo_mask"], class_set), image.shape)
+    show_mask(panels[1][0], first["pseudo_mask"], image.shape, class_set)
     panels[1][0].set_xlabel("CLIP mask", labelpad=1.5, fontsize=7)
     for column, iteration in enumerate(iterations, start=1):
         region = regions[iteration]
         agreed = np.asarray(region["consistent"], bool)
         shown = np.where(agreed[..., None], colour_mask(region["pseudo_mask"], class_set), np.uint8(blank))
         show_picture(panels[0][column], shown, image.shape)
-        show_picture(panels[1][column], colour_mask(region["prediction"], class_set), image.shape)
+        agreed_mask = np.where(agreed, region["pseudo_mask"], np.uint8(IGNORE))
+        outline_small(panels[0][column], agreed_mask, image.shape, class_set, INK)  # white would be lost on blank
+        show_mask(panels[1][column], region["prediction"], image.shape, class_set)
         when = "" if not warmup else " (warm-up)" if iteration <= warmup else ""
         panels[0][column].set_title(f"iteration {iteration}{when}", fontweight="normal", fontsize=7)
         panels[0][column].set_xlabel(f"{100 * agreed.mean():.0f} % consistent", labelpad=1.5, fontsize=7)

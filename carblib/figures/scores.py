@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from carblib.classes import ClassSet
@@ -20,7 +19,6 @@ from carblib.figures.style import (
     FAINT,
     GRID,
     INK,
-    MARKERS,
     bold_small,
     legend_above,
     legend_columns,
@@ -28,6 +26,7 @@ from carblib.figures.style import (
     paper_style,
     variant_colours,
     variant_line,
+    variant_markers,
 )
 from carblib.results.saved import Missing, RunResults, numbers
 from carblib.results.words import COLUMN, PAGE, percent
@@ -43,8 +42,8 @@ def iou_per_class(results: RunResults) -> Drawn:
     """IoU per class of all variants."""
     shown = _measured(results.evaluations.values())
     caption = "IoU per class, sorted by pixel share, with 95 % bootstrap intervals over images; small classes bold."
-    alt = "Grouped bars of IoU per class. " + _scores_in_words(shown)
-    return _captioned(results, shown, iou_bars(shown, results.params.class_set), caption + _told(results, shown), alt)
+    alt = "Markers of IoU per class. " + _scores_in_words(shown)
+    return _captioned(results, shown, iou_points(shown, results.params.class_set), caption + _told(results, shown), alt)
 
 
 def pseudo_mask_iou(results: RunResults) -> Drawn:
@@ -54,8 +53,8 @@ def pseudo_mask_iou(results: RunResults) -> Drawn:
         "Quality of CLIP's pseudo-masks per class, sorted by pixel share, from the whole image and from zoomed local "
         "views, with 95 % bootstrap intervals over images; small classes bold."
     )
-    alt = "Grouped bars of IoU per class. " + _scores_in_words(shown)
-    return _captioned(results, shown, iou_bars(shown, results.params.class_set), caption, alt)
+    alt = "Markers of IoU per class. " + _scores_in_words(shown)
+    return _captioned(results, shown, iou_points(shown, results.params.class_set), caption, alt)
 
 
 def object_size_curves(results: RunResults) -> Drawn:
@@ -107,7 +106,8 @@ def confusion(results: RunResults) -> Drawn:
         f"Confusion of {variant_label(main['variant'])}, row-normalised: of a true class's pixels, the percentage "
         "predicted as each class. Cells under 0.5 % are left empty."
     )
-    recall = np.diag(numbers(main["confusion"])) / np.maximum(np.sum(main["confusion"], 1), 1)
+    pixels = np.sum(main["confusion"], 1)
+    recall = np.where(pixels, np.diag(main["confusion"]) / np.maximum(pixels, 1), np.inf)  # inf: a class of no pixel
     alt = (
         f"Matrix of true by predicted classes; least found: {classes.names[recall.argmin()]}, "
         f"{percent(recall.min(), 0)} % of its pixels."
@@ -191,36 +191,35 @@ def _recall_in_words(shown: Sequence[Evaluation]) -> str:
 
 
 @paper_style()
-def iou_bars(evaluations: Sequence[Evaluation], class_set: ClassSet) -> Figure:
-    """Per-class IoU of several variants with 95 % intervals, classes sorted by pixel share, the two means last."""
+def iou_points(evaluations: Sequence[Evaluation], class_set: ClassSet) -> Figure:
+    """Per-class IoU of several variants with 95 % intervals, classes sorted by pixel share, the two means last.
+
+    Markers, which also tell variants apart in grey print.
+    """
     shares = numbers(evaluations[0]["confusion"]).sum(1)
     shares = 100 * shares / max(shares.sum(), 1)
     order = np.argsort(-shares, kind="stable")
     places = np.concatenate([np.arange(len(order)), len(order) + np.array([0.4, 1.4])])
     figure = new_figure(PAGE, 3.1)
     axes = figure.subplots()
-    width = 0.84 / len(evaluations)
+    for place in places[::2]:  # a band for every second class keeps its markers together
+        axes.axvspan(place - 0.5, place + 0.5, color=GRID, alpha=0.4, linewidth=0, zorder=0)
+    markers = variant_markers([evaluation["variant"] for evaluation in evaluations])
     for i, (evaluation, style) in enumerate(zip(evaluations, _styles(evaluations), strict=True)):
         values, spans = _with_means(evaluation, order)
-        middles = places + (i + 0.5) * width - 0.42
-        axes.bar(middles, np.nan_to_num(values), width, edgecolor="white", linewidth=0.3, **style)
-        _draw_intervals(axes, middles, spans)
+        middles = places + 0.84 * ((i + 0.5) / len(evaluations) - 0.5)
+        axes.vlines(middles, *spans.T, color=style["color"], linewidth=0.9)
+        look = {"marker": markers[evaluation["variant"]], "markeredgecolor": "white", "markeredgewidth": 0.3}
+        axes.plot(middles, values, linestyle="none", markersize=4.5, clip_on=False, zorder=3, **look, **style)
     labels = [f"{class_set.names[c]} {brief(shares[c])} %" for c in order] + ["mean", "small mean"]
     axes.set_xticks(places, labels, rotation=40, ha="right", rotation_mode="anchor")
     bold_small(axes.get_xticklabels(), [*(class_set.small[c] for c in order), False, True])
     axes.axvline(len(order) - 0.3, color=FAINT, linewidth=0.6)
     axes.tick_params(axis="x", length=0)
-    axes.set(ylabel="IoU (%)", ylim=(0, 100), xlim=(-0.55, places[-1] + 0.55))
+    axes.set(ylabel="IoU (%)", ylim=(0, 100), xlim=(-0.5, places[-1] + 0.5))
     axes.grid(axis="y")
     legend_above(figure)
     return figure
-
-
-def _draw_intervals(axes: Axes, places: np.ndarray, spans: np.ndarray) -> None:
-    """Intervals (N, 2) as dark lines with a white rim, which shows them on black bars and on white paper alike."""
-    known = ~np.isnan(spans).any(1) & (spans[:, 1] > spans[:, 0])
-    for colour, width in (("white", 1.8), (INK, 0.7)):
-        axes.vlines(places[known], *spans[known].T, color=colour, linewidth=width, zorder=3)
 
 
 def _styles(evaluations: Sequence[Evaluation]) -> list[dict[str, str]]:
@@ -246,7 +245,8 @@ def size_curves(evaluations: Sequence[Evaluation]) -> Figure:
     sizes = zip(evaluations[0]["objects"]["labels"], tables[0]["count"], strict=True)
     sizes = [f"{size}\nn = {count:,}" for size, count in sizes]
     places, labels = np.arange(len(sizes)), [variant_label(evaluation["variant"]) for evaluation in evaluations]
-    colours = variant_colours([evaluation["variant"] for evaluation in evaluations])
+    variants = [evaluation["variant"] for evaluation in evaluations]
+    colours, markers = variant_colours(variants), variant_markers(variants)
     panels = figure.subplots(1, 2, sharex=True)
     for axes, key, unit in zip(panels, ("recall", "iou"), ("recall (%)", "IoU (%)"), strict=True):
         for i, evaluation in enumerate(evaluations):
@@ -255,7 +255,7 @@ def size_curves(evaluations: Sequence[Evaluation]) -> Figure:
                 places + 0.06 * (i - (len(evaluations) - 1) / 2),
                 100 * numbers(tables[i][key]),
                 color=colours[evaluation["variant"]],
-                marker=MARKERS[i % len(MARKERS)],
+                marker=markers[evaluation["variant"]],
                 **variant_line(evaluation["variant"]),
                 markeredgecolor="white",
                 markeredgewidth=0.4,
@@ -281,13 +281,14 @@ def gain_over(reference: Evaluation, evaluations: Sequence[Evaluation], class_se
     axes = figure.subplots()
     for place in places:
         axes.axhline(place, color=GRID, linewidth=0.5, zorder=0)
+    markers = variant_markers([evaluation["variant"] for evaluation in evaluations])
     for i, (evaluation, style) in enumerate(zip(evaluations, _styles(evaluations), strict=True)):
         gain = _with_means(evaluation, order)[0] - base
         axes.plot(
             gain,
             places + 0.4 * ((i + 0.5) / len(evaluations) - 0.5),  # equal gains do not hide each other
             linestyle="none",
-            marker=MARKERS[i % len(MARKERS)],
+            marker=markers[evaluation["variant"]],
             markeredgecolor="white",
             markeredgewidth=0.3,
             markersize=5,

@@ -19,6 +19,7 @@ import numpy as np
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from PIL import Image
 
@@ -29,10 +30,10 @@ from carblib.variants import VARIANTS
 PNG_DPI, PDF_DPI = 200, 300  # the second is for pictures inside a PDF; lines and text stay vectors
 
 # Continuous maps whose lightness rises or falls steadily, so that they read in grey and to colour-blind eyes.
-VALUE_MAP, SHARE_MAP = "cividis", "Blues"
-INK, FAINT, GRID = "#222222", "#767676", "#dddddd"
-SPARE_COLOURS = ("#d55e00", "#882255", "#999933", "#332288", "#aa4499", "#117733")
-MARKERS = ("o", "s", "D", "^", "v", ">", "<", "P", "X")
+VALUE_MAP, SHARE_MAP = "cividis", "Greys"
+INK, FAINT, PALE, GRID = "#222222", "#767676", "#c8c8c8", "#dddddd"
+SPARE_COLOURS = ("#004c8c", "#882255", "#999933", "#332288", "#aa4499", "#117733")
+MARKERS = ("<", "h", "*", "d", "8")  # of variants that `carblib.variants` has no row for
 
 # For letters that DejaVu Sans lacks, those of these that are installed.
 OTHER_SCRIPTS = (
@@ -123,6 +124,9 @@ def new_figure(width: float, height: float) -> Figure:
         return PaperFigure(figsize=(width, height), layout="constrained", facecolor="white")
 
 
+# Around small classes in a mask: with a colour vision deficiency, palettes hardly tell some of them from large ones.
+OUTLINE = "white"
+
 # --- colours and legends -------------------------------------------------------------------------------------------
 
 
@@ -131,6 +135,13 @@ def variant_colours(variants: Sequence[str]) -> dict[str, str]:
     others = [variant for variant in variants if variant not in VARIANTS]
     spare = {variant: SPARE_COLOURS[i % len(SPARE_COLOURS)] for i, variant in enumerate(others)}
     return {variant: spare.get(variant) or VARIANTS[variant].colour for variant in variants}
+
+
+def variant_markers(variants: Sequence[str]) -> dict[str, str]:
+    """Return {variant: marker}, chosen as colours are."""
+    others = [variant for variant in variants if variant not in VARIANTS]
+    spare = {variant: MARKERS[i % len(MARKERS)] for i, variant in enumerate(others)}
+    return {variant: spare.get(variant) or VARIANTS[variant].marker for variant in variants}
 
 
 def variant_line(variant: str) -> dict[str, Any]:
@@ -144,6 +155,10 @@ def class_colours(class_set: ClassSet) -> np.ndarray:
     return np.array(class_set.palette, float) / 255
 
 
+_PLAIN = {"edgecolor": FAINT, "linewidth": 0.4}
+_OUTLINED = {"edgecolor": OUTLINE, "linewidth": 1, "path_effects": [withStroke(linewidth=2, foreground=INK)]}
+
+
 def class_legend(figure: Figure, masks: Sequence[np.ndarray], class_set: ClassSet, extra: Sequence[Patch] = ()) -> None:
     """Put one legend below the figure that names only the classes in these masks (and void where it is in view).
 
@@ -154,15 +169,18 @@ def class_legend(figure: Figure, masks: Sequence[np.ndarray], class_set: ClassSe
         seen |= np.bincount(np.asarray(mask).ravel(), minlength=256)[:256] > 0
     colours = class_colours(class_set)
     handles = [
-        Patch(facecolor=colours[c], edgecolor=FAINT, linewidth=0.4, label=class_set.names[c])
+        Patch(facecolor=colours[c], label=class_set.names[c], **(_OUTLINED if class_set.small[c] else _PLAIN))
         for c in range(len(class_set))
         if seen[c]
     ]
     if seen[IGNORE]:
-        handles.append(Patch(facecolor="black", edgecolor=FAINT, linewidth=0.4, label="void"))
+        handles.append(Patch(facecolor="black", label="void", **_PLAIN))
     handles.extend(extra)
+    small = [class_set.names[c] for c in class_set.small_ids]
     columns = legend_columns(figure, [handle.get_label() for handle in handles])
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, handleheight=0.9, handletextpad=0.5)
+    place = {"loc": "outside lower center", "handleheight": 0.9, "handletextpad": 0.5}
+    texts = figure.legend(handles=handles, ncols=columns, **place).get_texts()
+    bold_small(texts, [text.get_text() in small for text in texts])
 
 
 def legend_above(figure: Figure) -> None:
@@ -229,5 +247,5 @@ def compact(png: bytes, most: int) -> tuple[bytes, str]:
     with Image.open(io.BytesIO(png)) as picture:
         width = min(picture.width, round(PAGE * PNG_DPI))
         smaller = picture.convert("RGB").resize((width, round(picture.height * width / picture.width)))
-    smaller.save(data, "JPEG", quality=85, optimize=True)
+    smaller.save(data, "JPEG", quality=80, optimize=True)
     return data.getvalue(), "jpeg"

@@ -6,12 +6,18 @@ batches, the report's sections and its warnings take it from the row.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from carblib.figures import ablations, data, grids, regions, scores, training
-from carblib.figures.captions import Drawn
+from carblib import __version__
+from carblib.base.contents import Contents
+from carblib.base.files import read_json
+from carblib.base.images import is_whole
+from carblib.base.stamps import Changes, joined, sources_changed
+from carblib.figures import ablations, closer, data, grids, regions, scores, training
+from carblib.figures.captions import Drawn, open_data
 from carblib.results.saved import Missing, RunResults
 
 
@@ -19,7 +25,9 @@ from carblib.results.saved import Missing, RunResults
 class RunFigure:
     """One row. `needs` are patterns below the run's folder, `{val}` being its validation split; each must have a file.
 
-    `notebook` makes what is needed. `part_of` names a figure that holds this one, which a report shows in its place.
+    `notebook` makes what is needed. `also`: patterns of files that are read where they are there. `pictures` names the
+    split whose images and masks are shown or counted ("train", "val" or "test"). `part_of` names a figure that holds
+    this one, which a report shows in its place.
     """
 
     name: str
@@ -28,6 +36,8 @@ class RunFigure:
     needs: tuple[str, ...]
     draw: Callable[[RunResults], Drawn]
     part_of: str = ""
+    pictures: str = ""
+    also: tuple[str, ...] = ()
 
     def make(self, results: RunResults) -> Drawn:
         """Draw it: matplotlib's figure and its record.
@@ -37,48 +47,99 @@ class RunFigure:
         missing = self.missing(results)
         if missing:
             raise Missing(f"{missing} is missing; notebook {self.notebook} makes it")
-        return self.draw(results)
+        figure, record = self.draw(results)
+        return figure, dataclasses.replace(record, made_from=self.made_from(results))
 
     def missing(self, results: RunResults) -> str:
         """Return the first pattern of `needs` without any file, "" where all is there."""
-        return next((pattern for pattern, files in self._sources(results).items() if not files), "")
+        return next((pattern for pattern in self._needs(results) if not any(results.folder.glob(pattern))), "")
+
+    def made_from(self, results: RunResults) -> dict[str, str]:
+        """Return digests of what it is drawn from now: parameters, results, images; "" for data that are not there."""
+        values = results.params.that_affect("results")
+        del values["root"]  # data that moved are the same data
+        found = {"carblib": __version__, "parameters": joined(values)}
+        contents = Contents(results.folder.parent / ".cache" / "contents.json")
+        for pattern in (*self._needs(results), *self.also):
+            paths = sorted(results.folder.glob(pattern)) if pattern != "params.yaml" else []
+            names = [path.relative_to(results.folder).as_posix() for path in paths]
+            if paths:
+                found[pattern] = joined(dict(zip(names, contents.digests(paths), strict=True)))
+        if self.pictures:
+            found[f"images of {self.pictures}"] = self._digest_of_pictures(results, contents)
+        return found
+
+    def changes(self, results: RunResults, picture: Path) -> Changes | None:
+        """Tell how what a saved picture was drawn from differs from what is there now; None where there is no picture.
+
+        Where the data are not there (results on another machine), their images are taken to be the same.
+        """
+        if not picture.is_file() or not picture.with_suffix(".json").is_file() or self.missing(results):
+            return None
+        record = read_json(picture.with_suffix(".json"))
+        before, now = record.get("made_from") or {}, self.made_from(results)
+        if not is_whole(picture):
+            return Changes(("its file is damaged",))
+        if record.get("run") != results.run:
+            return Changes((f"of run {record.get('run')}",))
+        return sources_changed(before, {what: digest or before.get(what, "") for what, digest in now.items()})
 
     def is_current(self, results: RunResults, picture: Path) -> bool:
-        """Tell whether a saved picture is of these results: there, and no older than what it is drawn from."""
-        sources = self._sources(results)
-        if not picture.is_file() or not all(sources.values()):
-            return False
-        newest = max((path.stat().st_mtime for files in sources.values() for path in files), default=0)
-        return picture.stat().st_mtime >= newest
+        """Tell whether a saved picture is there and was drawn from these very results."""
+        changes = self.changes(results, picture)
+        return changes is not None and changes.none
 
-    def _sources(self, results: RunResults) -> dict[str, list[Path]]:
-        patterns = [pattern.format(val=results.params.val_split) for pattern in self.needs]
-        return {pattern: [*results.folder.glob(pattern)] for pattern in patterns}
+    def _needs(self, results: RunResults) -> list[str]:
+        return [pattern.format(val=results.params.val_split) for pattern in self.needs]
+
+    def _digest_of_pictures(self, results: RunResults, contents: Contents) -> str:
+        try:
+            split = open_data(results, getattr(results.params, f"{self.pictures}_split"))
+        except Missing:
+            return ""
+        masks = [path for path in split.mask_paths if path is not None]
+        return joined([*split.names, *contents.digests([*split.image_paths, *masks])])
 
 
 _DATA = ("The data", "01_dataset_analysis", ("analysis.json",))
+_CONTRAST = ("contrast.json",)
 _MASKS, _OF_MASKS = ("CLIP's masks", "02_pseudo_masks"), ("evaluation/{val}/pseudo_masks*.json",)
 _TRAINING = ("Training", "03_train")
 _RESULTS = ("Results", "04_small_object_evaluation", ("evaluation/*/*.json",))
 
 TABLE = (
-    RunFigure("samples", "The data", "01_dataset_analysis", ("params.yaml",), grids.samples),
-    RunFigure("dataset_difficulty", *_DATA, data.dataset_difficulty),
-    RunFigure("class_frequency", *_DATA, data.class_frequency, part_of="dataset_difficulty"),
+    RunFigure("samples", "The data", "01_dataset_analysis", ("params.yaml",), grids.samples, pictures="train"),
+    RunFigure("dataset_difficulty", *_DATA, data.dataset_difficulty, also=_CONTRAST),
+    RunFigure("class_frequency", *_DATA, data.class_frequency, part_of="dataset_difficulty", also=_CONTRAST),
     RunFigure("cooccurrence", *_DATA, data.cooccurrence, part_of="dataset_difficulty"),
-    RunFigure("classes_per_image", *_DATA, data.classes_per_image, part_of="dataset_difficulty"),
-    RunFigure("object_sizes", *_DATA, data.object_sizes, part_of="dataset_difficulty"),
-    RunFigure("similarity_maps", *_MASKS, ("similarity_maps.npz",), grids.similarity_maps),
-    RunFigure("mask_examples", *_MASKS, ("mask_examples.npz",), grids.mask_examples),
+    RunFigure("classes_per_image", *_DATA, data.classes_per_image, part_of="dataset_difficulty", also=_CONTRAST),
+    RunFigure("object_sizes", *_DATA, data.object_sizes, part_of="dataset_difficulty", also=_CONTRAST),
+    RunFigure("similarity_maps", *_MASKS, ("similarity_maps.npz",), grids.similarity_maps, pictures="val"),
+    RunFigure(
+        "mask_examples",
+        *_MASKS,
+        ("mask_examples.npz", "pseudo_masks*/{val}/stamp.json"),
+        grids.mask_examples,
+        pictures="val",
+    ),
     RunFigure("pseudo_mask_iou", *_MASKS, _OF_MASKS, scores.pseudo_mask_iou),
     RunFigure("zoom_recovers", *_MASKS, _OF_MASKS, scores.zoom_recovers),
     RunFigure("masker_comparison", *_MASKS, ("maskers.json",), ablations.masker_comparison),
-    RunFigure("training_curves", *_TRAINING, ("train/*/log.csv",), training.training_curves),
-    RunFigure("compare_trainings", *_TRAINING, ("train/*/log.csv",), training.compare_trainings),
-    RunFigure("region_weights", *_TRAINING, ("train/*/region_weights.csv",), regions.region_weights),
-    RunFigure("reliability_curves", *_TRAINING, ("train/*/reliability.csv",), regions.reliability_curves),
-    RunFigure("region_maps", *_TRAINING, ("train/*/regions/*/*.npz",), regions.region_maps),
-    RunFigure("qualitative_grid", *_RESULTS, grids.predictions_grid),
+    RunFigure("training_curves", *_TRAINING, ("train/*/log.csv",), training.training_curves, pictures="val"),
+    RunFigure("compare_trainings", *_TRAINING, ("train/*/log.csv",), training.compare_trainings, pictures="val"),
+    RunFigure(
+        "region_weights",
+        *_TRAINING,
+        ("train/*/region_weights.csv",),
+        regions.region_weights,
+        also=("train/*/stamp.json",),
+    ),
+    RunFigure(
+        "reliability_curves", *_TRAINING, ("train/*/reliability.csv",), regions.reliability_curves, pictures="val"
+    ),
+    RunFigure("region_maps", *_TRAINING, ("train/*/regions/*/*.npz",), regions.region_maps, pictures="val"),
+    RunFigure("closer_look", *_RESULTS, closer.closer_look, pictures="test"),
+    RunFigure("qualitative_grid", *_RESULTS, closer.predictions_grid, pictures="test"),
     RunFigure("iou_per_class", *_RESULTS, scores.iou_per_class),
     RunFigure("object_size_curves", *_RESULTS, scores.object_size_curves),
     RunFigure("gain_over_pseudo_masks", *_RESULTS, scores.gain_over_pseudo_masks),

@@ -15,22 +15,23 @@ from carblib.figures.captions import Drawn, figure_record, images_of
 from carblib.figures.style import (
     FAINT,
     INK,
-    MARKERS,
+    PALE,
     legend_above,
     new_figure,
     paper_style,
     variant_colours,
     variant_line,
+    variant_markers,
 )
 from carblib.results.saved import MAIN_FIRST, Missing, RunResults
 from carblib.results.words import PAGE, percent
 from carblib.variants import TRAINED, abbreviations, in_order, variant_label
 
 LOSS_PARTS = {
-    "consistent": ("consistent, global", "#0072b2", "-"),
-    "noisy": ("noisy, global", "#d55e00", "-"),
-    "local_consistent": ("consistent, local", "#56b4e9", "--"),
-    "local_noisy": ("noisy, local", "#e69f00", "--"),
+    "consistent": ("consistent, global", FAINT, "-"),
+    "noisy": ("noisy, global", INK, "-"),
+    "local_consistent": ("consistent, local", FAINT, ":"),
+    "local_noisy": ("noisy, local", INK, ":"),
 }
 
 
@@ -123,7 +124,7 @@ def draw_training(log: pd.DataFrame, warmup: int | None) -> Figure:
     """
     figure = new_figure(PAGE, 3.7)
     (loss, weight), (share, score) = figure.subplots(2, 2, sharex=True)
-    _smooth_line(loss, log, "loss", INK, {"label": "total"})
+    _smooth_line(loss, log, "loss", PALE, {"label": "total", "linewidth": 3})
     for column, (label, colour, line) in LOSS_PARTS.items():
         if column in log and (log[column].fillna(0) != 0).any():
             _smooth_line(loss, log, column, colour, {"label": label, "linestyle": line})
@@ -131,12 +132,13 @@ def draw_training(log: pd.DataFrame, warmup: int | None) -> Figure:
     loss.set(title="Loss and its parts", ylabel="cross-entropy")
     loss.legend(loc="upper right", ncols=2, frameon=True, framealpha=0.9, edgecolor="none")
     _headroom(loss, 1.6)  # three rows of legend
-    _draw_weight(weight, {"": log}, {"": "#0072b2"}, warmup)
-    _smooth_line(share, log, "consistent_share", "#0072b2", {}, scale=100)
+    _draw_weight(weight, {"": log}, {"": INK}, warmup)
+    _smooth_line(share, log, "consistent_share", INK, {}, scale=100)
     share.set(title="Consistent region", ylabel="pixels (%)", ylim=(0, 100), xlabel="iteration")
     scored = log.dropna(subset=["val_miou"])
-    score.plot(scored["iteration"], 100 * scored["val_miou"], marker="o", color="#0072b2", label="mIoU")
-    score.plot(scored["iteration"], 100 * scored["val_small_miou"], marker="s", color="#e69f00", label="small classes")
+    score.plot(scored["iteration"], 100 * scored["val_miou"], marker="o", color=INK, label="mIoU")
+    small = {"marker": "s", "markerfacecolor": "white", "linestyle": "--", "color": FAINT, "label": "small classes"}
+    score.plot(scored["iteration"], 100 * scored["val_small_miou"], **small)
     score.set(title="Validation", ylabel="IoU (%)", xlabel="iteration")
     score.set_ylim(0, None)
     _headroom(score, 1.3)
@@ -151,10 +153,10 @@ def draw_trainings(logs: Mapping[str, pd.DataFrame], warmup: int | None) -> Figu
     figure = new_figure(PAGE, 3.9)
     (score, small), (weight, share) = figure.subplots(2, 2, sharex=True)
     variants = in_order(logs)
-    colours = variant_colours(variants)
-    for i, variant in enumerate(variants):
+    colours, markers = variant_colours(variants), variant_markers(variants)
+    for variant in variants:
         scored, line = logs[variant].dropna(subset=["val_miou"]), variant_line(variant)
-        style = {"color": colours[variant], "marker": MARKERS[i % len(MARKERS)]} | line
+        style = {"color": colours[variant], "marker": markers[variant]} | line
         score.plot(scored["iteration"], 100 * scored["val_miou"], label=variant_label(variant), **style)
         small.plot(scored["iteration"], 100 * scored["val_small_miou"], **style)
         _smooth_line(share, logs[variant], "consistent_share", colours[variant], line, scale=100)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from carblib.classes import ClassSet
 from carblib.results.saved import RunResults, class_groups
-from carblib.results.words import duration, path_label, percent
+from carblib.results.words import data_name, duration, path_label, percent, plural
 from carblib.variants import in_order, variant_label
 
 Evaluation = Mapping[str, Any]
@@ -47,12 +47,12 @@ def of_labels(labels: np.ndarray) -> str:
 # --- 02: pseudo-masks --------------------------------------------------------------------------------------------
 
 
-def of_zooming(whole: Evaluation, zoomed: Evaluation) -> str:
-    """Say what masks of the whole image and masks from local views score, and how many small objects they find."""
+def of_masks(measured: Mapping[str, Evaluation]) -> str:
+    """Say what CLIP's masks score, by how they are made, and how many small objects they find."""
     return " ".join(
-        f"{name}: mIoU {percent(one['miou'])} %, small classes {percent(one['small_miou'])} %, "
+        f"{variant_label(name)}: mIoU {percent(one['miou'])} %, small classes {percent(one['small_miou'])} %, "
         f"{percent(one['objects']['total']['recall'])} % of the small objects found."
-        for name, one in (("Whole image", whole), ("Local views", zoomed))
+        for name, one in measured.items()
     )
 
 
@@ -112,6 +112,41 @@ def of_evaluation(results: RunResults) -> str:
         f"{percent(best['objects']['total']['recall'])} % of the small objects found, {best['images']} images.**"
     )
     return f"{line} Points of mIoU: {', '.join(compared)}." if compared else line
+
+
+def conclusion(results: RunResults) -> str:
+    """Say in one sentence what came out: the best network taught by CLIP, and how far it is from what it stands beside.
+
+    Where the interval of the next best overlaps with its own, the sentence says so. Without any trained network it
+    speaks of CLIP's masks; "" where nothing was measured.
+    """
+    scores = {name: one for name, one in results.evaluations.items() if one["miou"] is not None}
+    networks = [name for name in scores if not name.startswith("pseudo_masks") and name != "ceiling"]
+    ranked = sorted(networks, key=lambda name: -scores[name]["miou"]) or [*scores]
+    if not ranked:
+        return ""
+    best, data = scores[ranked[0]], data_name(results.params)
+    small = f", {percent(best['small_miou'])} % on small classes" if best["small_miou"] is not None else ""
+    line = (
+        f"On {plural(best['images'], 'image')} of {data}, {variant_label(ranked[0])} reaches "
+        f"{percent(best['miou'])} % mIoU{small}"
+    )
+    beside = {
+        "plain": "plain cross-entropy",
+        "paper": "the paper's method",
+        "pseudo_masks_global": "CLIP's masks (which are told each image's labels)",
+        "ceiling": "training on true masks",
+    }
+    gaps = [
+        f"{abs(100 * (best['miou'] - scores[name]['miou'])):.1f} "
+        f"{'above' if best['miou'] >= scores[name]['miou'] else 'below'} {words}{_overlap(best, scores[name])}"
+        for name, words in beside.items()
+        if name in scores and name != ranked[0]
+    ]
+    line += f"; in points of mIoU, {', '.join(gaps[:-1])}{' and ' * (len(gaps) > 1)}{gaps[-1]}." if gaps else "."
+    if len(networks) > 1 and _overlap(best, scores[ranked[1]]) and ranked[1] not in beside:
+        line += f" It is not clearly better than {variant_label(ranked[1])}: their intervals overlap."
+    return line
 
 
 def points(after: float | None, before: float | None) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,14 +14,17 @@ import numpy as np
 import pandas as pd
 
 from carblib.base.errors import CarbError
-from carblib.base.files import read_json
+from carblib.base.files import read_json, read_rows
 from carblib.classes import ClassSet
-from carblib.params import Params, load_params, project_root
+from carblib.params import Params, is_as_written, load_params, project_root
+from carblib.training.tables import read_table
 from carblib.variants import MAIN_FIRST, VARIANTS, in_order
 
 LOG_COLUMNS = ("iteration", "loss", "weight", "consistent_share", "seconds", "val_miou", "val_small_miou")
 REGION_WEIGHT_COLUMNS = ("iteration", "class", "weight")
 RELIABILITY_COLUMNS = ("iteration", "class", "share_consistent", "precision_consistent", "precision_noisy", "pixels")
+# Everything NumPy and zipfile raise on damaged archives.
+_DAMAGE = (OSError, ValueError, KeyError, EOFError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile)
 MEASURED = ("miou", "small_miou", "split", "images")
 EVALUATION_KEYS = (
     *("variant", *MEASURED, "seed", "iteration", "version", "class_names", "small_ids", "confusion", "iou"),
@@ -113,7 +118,9 @@ def load_results(folder: str | Path, params: Params | None = None) -> RunResults
         logs=_frames(folder, "log.csv", LOG_COLUMNS),
         reliability=_frames(folder, "reliability.csv", RELIABILITY_COLUMNS),
         region_weights={variant: frame for variant, frame in weights.items() if frame["class"].nunique() > 1},
-        contrast=read_json(folder / "contrast.json") if (folder / "contrast.json").is_file() else None,
+        contrast=read_json(folder / "contrast.json", "mend or delete it")
+        if (folder / "contrast.json").is_file()
+        else None,
     )
 
 
@@ -121,6 +128,8 @@ def run_params(folder: Path) -> Params:
     """Read the parameters a run was made with, which its notebooks leave in params.yaml."""
     path = folder / "params.yaml"
     if path.is_file():
+        if not is_as_written(path):
+            print(f"{path}: changed since the run wrote it, or damaged; taken as it is")
         return load_params(path)
     raise CarbError(f"{path}: no such file; name the parameters with --params params/{folder.resolve().name}.yaml")
 
@@ -128,8 +137,8 @@ def run_params(folder: Path) -> Params:
 def prediction_path(results: RunResults, variant: str, split: str, name: str) -> Path:
     """Return where the mask of one image lies: a pseudo-mask for pseudo_masks_*, else the variant's prediction."""
     masks = "pseudo_masks_crf" if results.params.crf else "pseudo_masks"
-    folders = {"pseudo_masks_global": masks, "pseudo_masks_local": "pseudo_masks_local"}
-    folder = folders.get(variant, f"predictions/{variant}")
+    folder = {"pseudo_masks_global": masks}.get(variant, variant)
+    folder = folder if folder.startswith("pseudo_masks") else f"predictions/{folder}"
     return results.folder / folder / split / f"{name}.png"
 
 
@@ -150,7 +159,7 @@ def read_arrays(path: Path, keys: Sequence[str], remedy: str) -> dict[str, np.nd
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {key: arrays[key] for key in keys}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise CarbError(f"{path}: damaged ({error}); delete it and {remedy}") from error
 
 
@@ -190,7 +199,7 @@ def numbers(values: Any) -> np.ndarray:
 
 
 def _evaluation(path: Path, params: Params) -> dict[str, Any]:
-    evaluation = read_json(path)
+    evaluation = read_json(path, "delete the file and evaluate again")
     for key in EVALUATION_KEYS:
         if key not in evaluation:
             raise CarbError(f"{path}: '{key}' is missing; delete the file and evaluate again")
@@ -201,7 +210,7 @@ def _evaluation(path: Path, params: Params) -> dict[str, Any]:
 def _analysis(path: Path, params: Params) -> dict[str, Any] | None:
     if not path.is_file():
         return None
-    analysis = read_json(path)
+    analysis = read_json(path, "carb analyse makes it again")
     _same_classes(path, analysis.get("class_names", []), params)
     return analysis
 
@@ -214,26 +223,10 @@ def _same_classes(path: Path, names: list[str], params: Params) -> None:
 def _rows(path: Path, keys: tuple[str, ...]) -> list[dict[str, Any]] | None:
     if not path.is_file():
         return None
-    rows = read_json(path)
-    for row in rows:
-        missing = [key for key in keys if key not in row]
-        if missing:
-            raise CarbError(f"{path}: a row lacks '{missing[0]}'; delete the file and make it again")
-    return rows
+    return read_rows(path, keys, f"carb {'quality' if path.stem == 'maskers' else 'ablate'} makes it again")
 
 
 def _frames(folder: Path, name: str, columns: tuple[str, ...]) -> dict[str, pd.DataFrame]:
     """Read a CSV of every training, by variant in reading order; those without a row are left out."""
-    frames = {path.parent.name: _frame(path, columns) for path in sorted(folder.glob(f"train/*/{name}"))}
+    frames = {path.parent.name: read_table(path, columns) for path in sorted(folder.glob(f"train/*/{name}"))}
     return {variant: frames[variant] for variant in in_order(frames) if len(frames[variant])}
-
-
-def _frame(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
-    try:
-        frame = pd.read_csv(path, converters={"class": str})  # whatever a class is called: "nan"
-    except (OSError, ValueError) as error:
-        raise CarbError(f"{path}: not readable as CSV ({error}); train again or delete the file") from error
-    missing = [column for column in columns if column not in frame]
-    if missing:
-        raise CarbError(f"{path}: no column '{missing[0]}'; train again or delete the file")
-    return frame

@@ -173,7 +173,8 @@ def comparison_table(evaluations: Sequence[dict[str, Any]], class_set: ClassSet,
     caption += "" if per_class else " Brackets: 95 % bootstrap interval over images."
     caption += f" Small classes: {small or 'none'}."
     if any(variant.startswith("pseudo_masks") for variant in variants):
-        caption += " CLIP's masks are told each image's labels, networks are not."
+        told = "Other masks of CLIP's" if "pseudo_masks_no_labels" in variants else "CLIP's masks"
+        caption += f" {told} are told each image's labels, networks are not."
     return Table(caption + _notes(variants), frame, titles, _competing(variants))
 
 
@@ -207,10 +208,9 @@ def ablation_table(rows: Sequence[dict[str, Any]], drop_constant: bool = False) 
 
 
 def masker_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Pseudo-mask quality and speed per masker, best first; `rows` as in maskers.json."""
+    """Pseudo-mask quality and speed per masker, in their order in maskers.json: by what each way changes."""
     titles = {"masker": "Masker", **SCORES, "seconds": "s per image"}
     frame = pd.DataFrame(rows)[[*titles]].astype({**dict.fromkeys(SCORES, float), "seconds": float})
-    frame = frame.sort_values("miou", ascending=False, kind="stable", ignore_index=True)
     frame["masker"] = frame["masker"].str.replace("_", " ")
     return Table("Pseudo-masks by masker, IoU in percent.", frame, titles, [True] * len(frame))
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -13,6 +14,8 @@ import click
 
 from carblib.base.errors import CarbError, nearest, refusals
 from carblib.base.interrupts import end_like_interrupt
+from carblib.base.memory import lowering
+from carblib.base.processes import is_first
 
 if TYPE_CHECKING:
     from carblib.params import Params
@@ -24,21 +27,27 @@ class Command(click.Command):
     """A command whose options that may be repeated take several words at once as well: `--variant plain paper`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Write the option again before each further word, then parse as click does."""
+        """Write the option again before each further word, then parse as click does; an error says who took it."""
         several = {
             name
             for option in self.params
             if isinstance(option, click.Option) and option.multiple and option.nargs == 1
             for name in option.opts
         }
-        words, option = [], None
+        words, option, taking = [], None, None
         for before, word in zip([None, *args], args, strict=False):
             if word.startswith("-"):
                 option = word if word in several else None
             elif option and before != option:
                 words.append(option)
+                taking = option
             words.append(word)
-        return super().parse_args(ctx, words)
+        try:
+            return super().parse_args(ctx, words)
+        except click.BadParameter as error:
+            if taking and args[0].startswith("-"):
+                error.message = f"{error.message} Arguments go first: {taking} takes all words after it".strip()
+            raise
 
 
 class Commands(click.Group):
@@ -70,6 +79,7 @@ PATH = click.Path(path_type=Path)
 OVERRIDES = click.option(
     "-p", "overrides", nargs=2, multiple=True, metavar="KEY VALUE", help="Change one parameter; may be repeated."
 )
+RUN = click.argument("run_dir", metavar="RUN", type=PATH)
 PARAMS_OF_RUN = click.option(
     "--params", "params_file", metavar="FILE", help="Parameters of the run; default: params.yaml in its folder."
 )
@@ -99,9 +109,68 @@ def takes_data(body: Body) -> Body:
         ensure_scenes(params)
         return body(params, **options)
 
+    return takes_run(command)
+
+
+def takes_run(body: Body) -> Body:
+    """As `takes_params`, for a command that works in the run's folder: it leaves the parameters there."""
+
+    @functools.wraps(body)
+    def command(params: Params, **options: Any) -> int | None:
+        with params_kept(params):
+            return body(params, **options)
+
     return takes_params(command)
 
 
+@contextlib.contextmanager
+def params_kept(params: Params) -> Iterator[None]:
+    """Leave the parameters in runs/<run>/params.yaml, and say in one line how they differ from those that lie there.
+
+    Where the command within is refused, so that nothing was made with them, those that lay there are put back.
+    """
+    from carblib.base import files
+
+    path, text = params.run_dir / "params.yaml", params.to_yaml()
+    before = path.read_text("utf-8") if path.is_file() else None
+    if before == text or not is_first():
+        yield  # of several processes the first one does it
+        return
+    if before is not None and (differences := _differences(path, params)):
+        print(f"{path}: {differences}; what lies there was made with the former")
+    files.write_text(path, text)
+    try:
+        yield
+    except CarbError:
+        if before is not None:
+            files.write_text(path, before)
+        raise
+
+
+def _differences(path: Path, params: Params) -> str:
+    from carblib.base.stamps import Stamp, compare
+    from carblib.params import load_params
+
+    try:
+        before = load_params(path)
+    except CarbError as error:  # of another version of carblib, or edited
+        return str(error)
+    # Every key but those that only say where and how fast it works.
+    old, new = (Stamp("", 1, one.that_affect("ablations")) for one in (before, params))
+    return ", ".join(compare(old, new).made_otherwise)
+
+
+def run_folder(place: Path) -> Path:
+    """Return the folder of a run that is named by it or by its parameters file."""
+    from carblib.params import load_params, resolve
+
+    if place.suffix in (".yaml", ".yml"):
+        return load_params(place).run_dir
+    return place if place.is_dir() or not resolve(place).is_dir() else resolve(place)
+
+
+at_least_one = click.IntRange(min=1)
+positive = click.FloatRange(min=0, min_open=True)
 renew_option = click.option("--renew", is_flag=True, help="Make anew what was made of other parameters or weights.")
 
 
@@ -113,15 +182,15 @@ def split_option(default: str) -> Callable[[Body], Body]:
 def run_and_exit(carb: click.Group, words: Sequence[str]) -> NoReturn:
     """Run a command line and exit with its code.
 
-    A CarbError, a file the system refuses (no permission, a full disk) and a mistake in the command line print one line
-    and exit 2; Ctrl-C, SIGTERM and SIGHUP exit 130.
+    A CarbError, a file the system refuses (no permission, a full disk), memory that runs out and a mistake in the
+    command line print one line and exit 2; Ctrl-C, SIGTERM and SIGHUP exit 130.
     """
     end_like_interrupt()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a locale of ASCII alone must not stop work over a name
     try:
-        with refusals():
+        with refusals(), lowering("image_size, workers or --processes"):
             code = carb.main(list(words) or ["--help"], "carb", standalone_mode=False)
     except click.ClickException as error:
         where = getattr(error, "ctx", None)

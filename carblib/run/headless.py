@@ -1,8 +1,4 @@
-"""One notebook, run without a page: executed by papermill in a kernel of this very Python, then rendered to HTML.
-
-`carb notebooks runs/demo` puts the executed notebooks of a run back into notebooks/, outputs included, so
-that they can be read where they are kept.
-"""
+"""One notebook, run without a page: executed by papermill in a kernel of this very Python, then rendered to HTML."""
 
 from __future__ import annotations
 
@@ -26,7 +22,7 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from nbconvert import HTMLExporter
 
 from carblib.base import files
-from carblib.base.errors import CarbError, Interrupted, one_line
+from carblib.base.errors import Interrupted, one_line
 from carblib.base.progress import without_progress
 from carblib.params import project_root
 
@@ -73,8 +69,21 @@ def execute(source: Path, output: Path, parameters: dict[str, Any]) -> None:
     """Run one notebook in a kernel of this interpreter and save it, outputs included, as `output`.
 
     Ctrl-C interrupts the kernel, so that training stops at a checkpoint, and then raises KeyboardInterrupt; a second
-    one kills the kernel. Raises NotebookFailed naming cell and reason, also for a kernel that died.
+    one kills the kernel. Raises NotebookFailed naming cell and reason, also for a kernel that died; the first line of
+    the saved notebook then says it too.
     """
+    try:
+        _execute(source, output, parameters)
+    except NotebookFailed as failed:
+        if output.is_file():
+            notebook = nbformat.read(output, as_version=4)
+            said = nbformat.v4.new_markdown_cell(f"> **This run failed.** {failed}", metadata={"tags": ["failed"]})
+            notebook.cells.insert(0, said)
+            files.write_text(output, nbformat.writes(notebook) + "\n")
+        raise
+
+
+def _execute(source: Path, output: Path, parameters: dict[str, Any]) -> None:
     manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=_ThisPython())
     stopping = threading.Event()
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +154,7 @@ def _signal_kernel(manager: AsyncKernelManager, which: signal.Signals) -> None:
 
 def render_html(executed: Path) -> Path:
     """Render an executed notebook, without its code, to a page beside it that needs no network; return the page."""
-    notebook = _as_read(executed)
+    notebook = as_read(executed)
     page = HTMLExporter(
         template_file="carblib.html.j2",
         extra_loaders=[jinja2.DictLoader({"carblib.html.j2": _OFFLINE_PAGE})],
@@ -159,7 +168,7 @@ def render_html(executed: Path) -> Path:
     return target
 
 
-def _as_read(executed: Path) -> nbformat.NotebookNode:
+def as_read(executed: Path) -> nbformat.NotebookNode:
     """Read an executed notebook and leave out progress, which tells a reader nothing once the work is done."""
     notebook = nbformat.read(executed, as_version=4)
     for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
@@ -168,33 +177,3 @@ def _as_read(executed: Path) -> nbformat.NotebookNode:
                 output.text = without_progress(output.text)
         cell.outputs = [output for output in cell.outputs if output.get("text", "x").strip()]
     return notebook
-
-
-def publish(executed: Path, target: Path) -> None:
-    """Copy an executed notebook without papermill's traces: its parameters cell, times and paths of this machine.
-
-    Raises CarbError for a notebook that failed, whose outputs nobody should read as results.
-    """
-    notebook = _as_read(executed)
-    notebook.metadata = {key: notebook.metadata[key] for key in ("kernelspec", "language_info")}
-    notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.tags]
-    for cell in notebook.cells:
-        cell.metadata = {"tags": cell.metadata.tags} if cell.metadata.tags else {}
-    for count, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), start=1):
-        if any(output.output_type == "error" for output in cell.outputs):
-            raise CarbError(f"{executed}: holds an error; run it to its end first")
-        for numbered in (cell, *(output for output in cell.outputs if "execution_count" in output)):
-            numbered.execution_count = count
-    files.write_text(target, nbformat.writes(notebook) + "\n")
-
-
-def publish_run(run_dir: Path) -> list[Path]:
-    """Put the executed notebooks of a run into notebooks/ (`publish`) and return their paths."""
-    folder = run_dir / "notebooks"
-    executed = sorted(folder.glob("[0-9]*.ipynb"))
-    if not executed:
-        raise CarbError(f"{folder}: no executed notebook in it; make them with carb batch params/<run>.yaml")
-    targets = [project_root() / "notebooks" / path.name for path in executed]
-    for path, target in zip(executed, targets, strict=True):
-        publish(path, target)
-    return targets

@@ -6,54 +6,104 @@ only proof that a notebook ran to its end (`carblib.run.batch` skips what is fin
 
 from __future__ import annotations
 
+import ast
 import datetime
 import html
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from IPython import get_ipython
 from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
 
 from carblib import __version__
 from carblib.base import files
-from carblib.base.errors import refusals
+from carblib.base.errors import CarbError, refusals
 from carblib.figures.captions import FigureRecord, save_figure
 from carblib.figures.draw import note_failure
 from carblib.figures.style import compact, rendered
 from carblib.figures.table import FIGURES
-from carblib.params import Params, notebook_params
+from carblib.params import Params, as_text, notebook_params
 from carblib.results.saved import Missing, load_results
 from carblib.results.words import clip_name, data_name
 from carblib.scenes.folders import ensure_scenes
+from carblib.stages.tools import check_tools
 
 _ABLATIONS = "05_ablations"  # the only notebook that the keys ablation_… concern
-_SHOWN_DPI = 110  # in the notebook; the saved files have more
+_TRAINING = ("03_train", _ABLATIONS)
+_SHOWN_DPI = 100  # in the notebook; the saved files have more
 _LARGE_PNG = 80_000  # bytes; photographs beyond it are shown as JPEG, which keeps a notebook small enough for the web
 
 
 @refusals()
-def start(namespace: Mapping[str, Any], notebook: str, *, writes: bool = True) -> Params:
-    """Return the checked parameters of a notebook: `params = start(globals(), "01_dataset_analysis")`.
+def start(notebook: str, *, writes: bool = True) -> Params:
+    """Return the checked parameters of a notebook: `params = start("01_dataset_analysis")`.
 
+    They are what the parameters cell holds, and the one that papermill puts in; no other variable of the kernel counts.
     Writes them to runs/<run>/params.yaml, which says what the run's results were made with, unless the notebook
     `writes` none; renders missing scenes; says in one line what runs, on what and with which CLIP, which captions then
     need not repeat; and keeps packages' warnings out of the page.
-    Raises CarbError for a name that is no parameter, a value that cannot be one, or a file that cannot be read.
+    Raises CarbError for a name that is no parameter, a value that cannot be one, a file that cannot be read, or a
+    package that the work needs and that is not installed.
     """
     for category in (UserWarning, FutureWarning, DeprecationWarning):
         warnings.filterwarnings("ignore", category=category)
-    params = notebook_params(namespace)
+    shell = get_ipython()
+    given = parameters_in(shell.user_ns["In"] if shell else [])
+    params = notebook_params(given)
+    if writes:
+        check_tools(params, trains=notebook in _TRAINING, ablates=notebook == _ABLATIONS)
     path = params.run_dir / "params.yaml"
     if writes and not (path.is_file() and path.read_text("utf-8") == params.to_yaml()):  # its age is the parameters'
         files.write_text(path, params.to_yaml())
     ensure_scenes(params)
+    changed = [f"{key} {as_text(given[key])}" for key in given.keys() - {"params_file"} if given[key] is not None]
     print(
         f"{notebook}: run '{params.run}'; data: {data_name(params)}; CLIP: {clip_name(params)}; "
-        f"seed {params.seed}; carblib {__version__}"
+        f"seed {params.seed}; carblib {__version__}{'; changed here: ' * bool(changed)}{', '.join(sorted(changed))}"
     )
     return params
+
+
+def parameters_in(executed: Sequence[str]) -> dict[str, Any]:
+    """Return what the parameters cell and papermill's injected one hold, given the sources of the cells that have run.
+
+    The parameters cell is the one that sets `params_file`; of each the last run counts, and of the two the later one
+    wins. Raises CarbError where no such cell has run, or where one holds more than plain values.
+    """
+    last: dict[bool, dict[str, Any]] = {}
+    for source in executed:
+        injected = source.startswith("# Parameters")  # papermill's own mark
+        values = _assigned(source) if injected or "params_file" in source else {}
+        if injected or "params_file" in values:
+            last.pop(injected, None)  # so that the order is that of the last runs
+            last[injected] = values
+    given = {name: value for values in last.values() for name, value in values.items()}
+    if "params_file" not in given:
+        raise CarbError("params_file: no cell that sets it has run; run the parameters cell first")
+    for name, node in given.items():
+        try:
+            given[name] = ast.literal_eval(node)
+        except ValueError:
+            raise CarbError(f"{name}: {ast.unparse(node)} is no plain value; write the value itself") from None
+    return given
+
+
+def _assigned(source: str) -> dict[str, ast.expr]:
+    """What the lines of a cell assign to plain names."""
+    try:
+        body = ast.parse(source).body
+    except SyntaxError:
+        return {}
+    return {
+        target.id: line.value
+        for line in body
+        if isinstance(line, ast.Assign | ast.AnnAssign) and line.value is not None
+        for target in (line.targets if isinstance(line, ast.Assign) else [line.target])
+        if isinstance(target, ast.Name)
+    }
 
 
 def show(figure: Figure, params: Params, name: str, record: FigureRecord) -> None:

@@ -1,7 +1,8 @@
-"""The report: one self-contained page per run, and one index over all runs, sortable.
+"""The report: one self-contained page per run, which begins with what came out.
 
-`carb report runs/demo` writes runs/demo/report.html and runs/index.html from saved results and figures.
-Pages are static and need no network: pictures are inline, there is no font, script or style from elsewhere.
+`carb report runs/demo` writes runs/demo/report.html from saved results and figures, and the index over all runs
+(`carblib.run.index`). Pages are static and need no network: pictures are inline, there is no font, script or style from
+elsewhere.
 """
 
 from __future__ import annotations
@@ -9,33 +10,33 @@ from __future__ import annotations
 import base64
 import datetime
 import platform
-from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import pandas as pd
-from PIL import Image
 
 from carblib import __version__
 from carblib.base.errors import CarbError
 from carblib.base.files import read_json, write_text
+from carblib.base.images import read_image
 from carblib.figures.style import compact
 from carblib.figures.table import FIGURES, SECTIONS, TABLE
 from carblib.params import Params, as_text
-from carblib.results.findings import training_table
+from carblib.results.findings import conclusion, training_table
 from carblib.results.saved import RunResults, load_results
-from carblib.results.tables import ablation_table, run_tables
-from carblib.results.words import clip_name, data_name, percent
+from carblib.results.tables import run_tables
+from carblib.results.words import clip_name, data_name
 from carblib.run.report_checks import find_warnings, result_versions
-from carblib.variants import VARIANTS, abbreviations, variant_label
+from carblib.run.status import report_digest
+from carblib.variants import variant_label
 
 LARGE_PNG = 400_000  # bytes; pictures beyond it (photographs) are shown as JPEG, no wider than a page
+FIRST = "closer_look"  # the figure that a page begins with
 MOST_BYTES = 15_000_000  # of a page
 PACKAGES = ("torch", "torchvision", "numpy", "clip-anytorch", "lightning-fabric", "matplotlib", "pydantic", "papermill")
+FURTHER = "Further figures"
 TABLES = {
-    "comparison": "Comparison",
     "per_class": "IoU per class",
     "maskers": "Ways of making pseudo-masks",
     "ablations": "Ablations",
@@ -49,20 +50,24 @@ def write_report(run_dir: str | Path, params: Params | None = None) -> Path:
     """
     results = load_results(run_dir, params)
     folder, target = results.figures_dir, results.folder / "report.html"
-    page = _template("report.html.j2").render(
+    figures, tables = _figures(results, folder), run_tables(results)
+    page = template("report.html.j2").render(
         run=results.run,
+        made_from=report_digest(results),
+        conclusion=conclusion(results),
+        comparison=tables.pop("comparison", None),
+        first=figures.pop(FIRST, None),
         badges=_badges(results),
-        cards=_cards(results),
         warnings=find_warnings(results),
         trainings=training_table(results),
         evaluations=_evaluated(results),
         notebooks=_notebooks(results),
-        sections=_sections(results, folder),
-        all_tables={TABLES[name]: table for name, table in run_tables(results).items()},
+        sections=_sections(figures),
+        all_tables={TABLES[name]: table for name, table in tables.items()},
         parameters=_parameters(results.params),
         versions=_versions(),
         result_versions=", ".join(result_versions(results)) or __version__,
-        written=_now(),
+        written=now(),
     )
     if len(page.encode()) > MOST_BYTES:
         size = f"{MOST_BYTES // 1_000_000} MB"
@@ -71,7 +76,8 @@ def write_report(run_dir: str | Path, params: Params | None = None) -> Path:
     return target
 
 
-def _template(name: str) -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """Return one of the page templates in carblib/assets."""
     # Everything is escaped, whatever a run, a class or a caption is called; only our own style sheet is included raw.
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("carblib", "assets"),
@@ -82,7 +88,8 @@ def _template(name: str) -> jinja2.Template:
     return environment.get_template(name)
 
 
-def _now() -> str:
+def now() -> str:
+    """Write the time, as a page says when it was written."""
     return datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
 
 
@@ -102,30 +109,6 @@ def _badges(results: RunResults) -> list[str]:
     ]
 
 
-def _cards(results: RunResults) -> list[dict[str, str]]:
-    scores = results.evaluations
-    main = scores.get(results.main_variant or "")
-    if main is None:
-        return []
-    cards = [_card(main, "miou", "mIoU"), _card(main, "small_miou", "small classes")]
-    for variant, title in (("pseudo_masks_global", "mIoU of CLIP's masks"), ("ceiling", "mIoU with true masks")):
-        if variant in scores and scores[variant]["miou"] is not None and main["miou"] is not None:
-            gap = 100 * (main["miou"] - scores[variant]["miou"])
-            note = f"{variant_label(main['variant'])} is {abs(gap):.1f} points {'above' if gap >= 0 else 'below'}"
-            cards.append({"value": percent(scores[variant]["miou"]), "title": title, "note": note})
-    return cards
-
-
-def _card(evaluation: dict[str, Any], key: str, title: str) -> dict[str, str]:
-    low, high = evaluation[f"{key}_interval"]
-    between = "" if low is None else f", 95 % between {percent(low)} and {percent(high)}"
-    return {
-        "value": percent(evaluation[key]),
-        "title": title,
-        "note": f"{variant_label(evaluation['variant'])}, {evaluation['images']} images{between}",
-    }
-
-
 def _evaluated(results: RunResults) -> dict[str, Any] | None:
     scores = results.evaluations
     if not scores:
@@ -140,26 +123,41 @@ def _notebooks(results: RunResults) -> list[dict[str, Any]]:
     return [{"name": p.stem, "href": f"notebooks/{p.name}", "finished": p.stem in done} for p in pages]
 
 
-def _sections(results: RunResults, folder: Path) -> list[dict[str, Any]]:
-    """Gather the figures of this run by the table's sections; what the table does not know comes last."""
+def _figures(results: RunResults, folder: Path) -> dict[str, dict[str, Any]]:
+    """Read the figures that this run made of these very results, by name, in the table's order; others come last.
+
+    A figure of other results, or of another run of that name, is left out; `report_checks` says so.
+    """
     there = {path.stem for path in folder.glob("*.json") if path.with_suffix(".png").is_file()}
-    shown = [figure for figure in TABLE if figure.name in there and not figure.missing(results)]
-    names = {section: [figure.name for figure in shown if figure.section == section] for section in SECTIONS}
-    held = [figure.name for figure in shown if figure.part_of in names[figure.section]]
-    names["Further figures"] = sorted(there - FIGURES.keys())
-    sections = []
-    for title, members in names.items():
-        figures = [_figure(folder / f"{name}.json") for name in members if name not in held]
-        if figures:
-            word = title.lower().replace(" ", "-").replace("'", "")
-            sections.append({"title": title, "id": word, "figures": figures})
-    return sections
+    shown = [figure for figure in TABLE if figure.is_current(results, folder / f"{figure.name}.png")]
+    held = {figure.name for figure in shown if figure.part_of in {one.name for one in shown}}
+    further = [name for name in sorted(there - FIGURES.keys()) if _is_of(results, folder / f"{name}.json")]
+    names = [figure.name for figure in shown if figure.name not in held] + further
+    return {name: _figure(folder / f"{name}.json") for name in names}
+
+
+def _is_of(results: RunResults, record: Path) -> bool:
+    """Tell whether a picture that is no row of the table, the explorer's view or the user's, is of this run."""
+    return read_json(record).get("run") == results.run
+
+
+def _sections(figures: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Group figures by the table's sections."""
+    titles = {name: FIGURES[name].section if name in FIGURES else FURTHER for name in figures}
+    return [
+        {
+            "title": title,
+            "id": title.lower().replace(" ", "-").replace("'", ""),
+            "figures": [figures[name] for name in figures if titles[name] == title],
+        }
+        for title in (*SECTIONS, FURTHER)
+        if title in titles.values()
+    ]
 
 
 def _figure(record_path: Path) -> dict[str, Any]:
     record, name = read_json(record_path), record_path.stem
-    with Image.open(record_path.with_suffix(".png")) as picture:
-        width, height = picture.size
+    height, width = read_image(record_path.with_suffix(".png")).shape[:2]
     data, kind = compact(record_path.with_suffix(".png").read_bytes(), LARGE_PNG)
     return {
         "name": name,
@@ -195,92 +193,3 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             versions[package] = "not installed"
     return versions
-
-
-# --- the index ---------------------------------------------------------------------------------------------------
-
-
-def write_index(runs_dir: str | Path) -> Path:
-    """Write <runs_dir>/index.html: a sortable table over all runs, and one over all ablations; return its path.
-
-    A run that cannot be read is named on the page, with the reason, and does not keep the others from it.
-    """
-    runs_dir = Path(runs_dir)
-    runs, problems = [], []
-    for params_file in sorted(runs_dir.glob("*/params.yaml")):
-        try:
-            runs.append(load_results(params_file.parent))
-        except CarbError as error:
-            problems.append(f"{params_file.parent.name}: {error}")
-    tables = [_runs_table(runs)] if runs else []
-    ablated = [results for results in runs if results.ablations]
-    if ablated:
-        tables.append(_ablations_table(ablated))
-    page = _template("index.html.j2").render(tables=tables, problems=problems, written=_now(), version=__version__)
-    target = runs_dir / "index.html"
-    write_text(target, page)
-    return target
-
-
-def _runs_table(runs: Sequence[RunResults]) -> dict[str, Any]:
-    """Build the table of all runs, a row each."""
-    shown = [variant for variant in VARIANTS if variant != "pseudo_masks"]
-    rows = []
-    for results in runs:
-        params, scores = results.params, results.evaluations
-        main = scores.get(results.main_variant or "", {})
-        link = f"{results.run}/report.html" if (results.folder / "report.html").is_file() else ""
-        rows.append(
-            {
-                "Run": _cell(results.run, href=link),
-                "Data": _cell(data_name(params)),
-                "CLIP": _cell(params.clip),
-                "Masker": _cell(params.masker.replace("_", " ")),
-                "Path": _cell(params.path + (" + CRF" if params.crf else "")),
-                "Images": _cell(main.get("images")),
-                "Seed": _cell(params.seed),
-                **{variant_label(variant): _cell(scores.get(variant, {}).get("miou")) for variant in shown},
-                "small classes": _cell(main.get("small_miou")),
-                "Finished": _cell(_finished(results)),
-            }
-        )
-    note = (
-        "mIoU of CLIP's masks, which are told each image's labels, and of each training, which is not; small classes: "
-        f"mean IoU of the run's best-equipped training. {abbreviations(shown)}"
-    )
-    return _table("Runs", rows, note)
-
-
-def _ablations_table(runs: Sequence[RunResults]) -> dict[str, Any]:
-    """Build the table of all runs' ablations: means and standard deviations over seeds."""
-    rows = []
-    for results in runs:
-        table = ablation_table(results.ablations)
-        for cells, values in zip(table.rows, table.frame[[*table.titles]].to_numpy(), strict=True):
-            shown = [
-                _cell(value, f"{cell.text} {cell.beside}".strip()) for cell, value in zip(cells, values, strict=True)
-            ]
-            rows.append({"Run": _cell(results.run), **dict(zip(table.columns, shown, strict=True))})
-    return _table("Ablations", rows, "Mean ± standard deviation over seeds, in percent.")
-
-
-def _table(title: str, rows: Sequence[dict[str, dict[str, Any]]], note: str) -> dict[str, Any]:
-    """Put rows {column: cell} into the template's form; a column that is empty in all of them is left out."""
-    values = {name: [row[name]["value"] for row in rows if row[name]["value"] != ""] for name in rows[0]}
-    columns = [{"title": name, "text": isinstance(given[0], str)} for name, given in values.items() if given]
-    cells = [[row[column["title"]] for column in columns] for row in rows]
-    return {"title": title, "columns": columns, "rows": cells, "note": note}
-
-
-def _cell(value: str | float | None, text: str = "", href: str = "") -> dict[str, Any]:
-    """A score (float) in percent, a count or word as it is, or `text`; – for nothing. `value` is sorted by."""
-    if pd.isna(value) or value == "":
-        return {"text": "–", "value": "", "href": href}
-    shown = percent(value) if isinstance(value, float) else str(value)
-    return {"text": text or shown, "value": value, "href": href}
-
-
-def _finished(results: RunResults) -> str:
-    """When the last notebook of a run finished (its done marker), as a date that is not broken into two lines."""
-    markers = [read_json(path).get("finished", "") for path in (results.folder / "done").glob("*.json")]
-    return max(markers, default="")[:16].replace("T", " ").replace("-", "\u2011")

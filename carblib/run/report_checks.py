@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from carblib import __version__
+from carblib.base.errors import CarbError
 from carblib.figures.table import TABLE
 from carblib.results.saved import RunResults
 from carblib.results.words import data_name
+from carblib.run.status import STALE, results_status, stale_figures
 from carblib.variants import variant_label
 
 SWITCHED_OFF = 0.05  # weight λ below which the noisy region has next to no say
@@ -15,7 +17,7 @@ SWITCHED_OFF = 0.05  # weight λ below which the noisy region has next to no say
 
 def find_warnings(results: RunResults) -> list[str]:
     """Return sentences that warn of what the numbers alone do not say; none for a run that is as it should be."""
-    checks = (_of_data, _of_training, _of_scores, _of_versions, _of_figures)
+    checks = (_of_data, _of_training, _of_scores, _of_versions, _of_stale_results, _of_figures)
     return [sentence for check in checks for sentence in check(results)]
 
 
@@ -84,14 +86,28 @@ def result_versions(results: RunResults) -> list[str]:
 
 
 def _of_figures(results: RunResults) -> list[str]:
-    command, missing, stale = f"carb figures runs/{results.run}", [], []
-    for figure in TABLE:
-        picture, words = results.figures_dir / f"{figure.name}.png", figure.name.replace("_", " ")
-        if figure.missing(results) or not picture.is_file():
-            missing.append(words)
-        elif not figure.is_current(results, picture):
-            stale.append(words)
+    command = f"carb figures runs/{results.run}"
+    missing = [
+        figure.name.replace("_", " ")
+        for figure in TABLE
+        if figure.missing(results) or not (results.figures_dir / f"{figure.name}.png").is_file()
+    ]
     found = [f"No figure of: {', '.join(missing)} ({command} says what each of them needs)."] if missing else []
-    if stale:
-        found.append(f"Older than the results they show: {', '.join(stale)}; {command} makes them again.")
+    stale = stale_figures(results)
+    for why, names in stale.items():
+        words = ", ".join(name.replace("_", " ") for name in names)
+        found.append(f"Left out, since they do not show these results: {words} ({why}); {command} draws them again.")
     return found
+
+
+def _of_stale_results(results: RunResults) -> list[str]:
+    """What of the results would be made otherwise now; nothing where the data are not there to be compared."""
+    params = results.params
+    if not params.data_root.is_dir():
+        return []
+    try:
+        stale = [f"{row.what} ({row.why})" for row in results_status(params) if row.state == STALE]
+    except CarbError as error:
+        return [f"Whether the results are up to date cannot be told: {error}."]
+    command = f"carb status runs/{results.run}/params.yaml"
+    return [f"Not what would be made now: {'; '.join(stale)}. {command} says how to make it."] if stale else []

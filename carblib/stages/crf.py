@@ -2,13 +2,15 @@
 
 pydensecrf is imported only when a mask is refined. The settings are the official ones (METHOD.md, 6). A
 1024×2048 image takes half a minute on one core, so folders of masks are refined by several processes, resumably;
-`carb masks params/x.yaml --crf` does so.
+`carb masks params/x.yaml --crf --processes 8` does so. Threads would not help: pydensecrf holds Python's lock.
 """
 
 from __future__ import annotations
 
 import importlib
 import platform
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -17,17 +19,18 @@ import numpy as np
 from tqdm import tqdm
 
 from carblib.base.errors import CarbError
-from carblib.base.locks import only_writer
 from carblib.base.processes import deal, in_processes
 from carblib.base.progress import bar_options
-from carblib.base.stamps import settle
+from carblib.base.stamps import to_make
 from carblib.classes import IGNORE
 from carblib.data.mask_folders import read_mask, write_mask
-from carblib.data.readers import Split, open_split
+from carblib.data.readers import open_split
 from carblib.data.sources import refined_stamp
+from carblib.data.split import Split
 from carblib.params import Params
 from carblib.transforms import load_sized
 
+COMPILERS = ("c++", "g++", "clang++")
 # Label confidence 0–1, kernel widths in pixels (sxy) and grey levels (srgb), weights (compat), iterations.
 SETTINGS = {
     "gt_prob": 0.7,
@@ -41,13 +44,18 @@ SETTINGS = {
 
 
 def load_densecrf() -> ModuleType:
-    """Import pydensecrf. Raises CarbError naming the extra where it isn't installed."""
+    """Import pydensecrf. Raises CarbError, which says how to install it, where it isn't there."""
     try:
         return importlib.import_module("pydensecrf.densecrf")
     except ImportError as error:
+        how = "pip install pydensecrf2==1.1"
+        if sys.version_info >= (3, 13):
+            how = f"it cannot be built on Python {platform.python_version()}: install carblib under Python 3.12"
+        elif not any(map(shutil.which, COMPILERS)):
+            how = f"install a C++ compiler (apt install g++), then {how}"
         raise CarbError(
-            f"crf: pydensecrf is not installed ({error}); pip install 'carblib[crf]' (needs a C++ compiler and "
-            f"Python < 3.13, this is {platform.python_version()}), or set crf: false"
+            f"crf: pydensecrf is not installed ({error}); {how}; or do without it: crf: false, no single_crf among "
+            "ablation_paths"
         ) from error
 
 
@@ -104,9 +112,10 @@ def refine_folder(
     """
     load_densecrf()  # asked here once, so that its absence is not told by every process
     now = refined_stamp(params, split, labels, SETTINGS | {"classes": len(split.class_set)})
-    with only_writer(folder):
-        names = settle(folder, now, "" if renew else params.command("masks", "--split", split.name, "--crf"))
-        todo = [split.names.index(name) for name in names]
+    command = "" if renew else params.command("masks", "--split", split.name, "--crf")
+    with to_make(folder, now, command) as names:
+        place_of = {name: i for i, name in enumerate(split.names)}
+        todo = [place_of[name] for name in names]
         if todo:
             in_processes(_refine_share, deal(todo, processes), source, folder, split.name, params)
     return folder

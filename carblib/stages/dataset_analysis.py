@@ -1,6 +1,7 @@
 """Dataset analysis: why image-level labels are weak on driving scenes. Class frequency, co-occurrence, object sizes.
 
-Only masks are read, no image. The result is plain data, `runs/<run>/analysis.json`, that figures are drawn from.
+Only masks are read, of images their headers. The result is plain data, `runs/<run>/analysis.json`, that figures are
+drawn from.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from tqdm import tqdm
 from carblib import __version__
 from carblib.base import files
 from carblib.base.errors import CarbError
+from carblib.base.parallel import in_order
 from carblib.base.progress import bar_options
-from carblib.data.readers import Split
+from carblib.data.audit import audit
+from carblib.data.checks import check_split
 from carblib.data.sources import label_stamp
+from carblib.data.split import Split
 from carblib.params import Params
 from carblib.small_objects import components, size_edges
 
@@ -33,36 +37,47 @@ def analyse_split(split: Split, params: Params) -> dict[str, Any]:
     pixel_share (C,): share of the pixels that are not void; void_share: void pixels of all; image_share (C,): share of
     the images a class is in; cooccurrence (C, C): images that hold both; classes_per_image (N,); object_areas: per
     class the pixels of its 8-connected components, the specks smaller than the smallest object left out
-    (`objects.size_edges`), and object_count their number; size: the commonest (H, W). Shares are 0–1. Raises CarbError
-    for a split without masks.
+    (`objects.size_edges`), and object_count their number; size: the commonest (H, W); odd: what is odd about the data,
+    a line each (`carblib.data.audit`). Shares are 0–1. Raises CarbError for a split without masks, and, before any is
+    read, for files that cannot be used.
     """
     if not split.has_masks:
         raise CarbError(f"split {split.name}: has no masks to analyse; {split.mask_note}")
-    classes = len(split.class_set)
-    pixels, present = np.zeros(256, np.int64), np.zeros((len(split), classes), bool)
+    check_split(params, split, masks=True)
+    made_from, classes = label_stamp(params, split).digest, len(split.class_set)
+    pixels, present, total = np.zeros(classes, np.int64), np.zeros((len(split), classes), bool), 0
     areas: list[list[int]] = [[] for _ in range(classes)]
-    sizes: Counter[tuple[int, int]] = Counter()
-    for index in tqdm(range(len(split)), desc=f"analyse {split.name}", unit="image", **bar_options()):
-        mask = split.mask(index)
-        counts = np.bincount(mask.ravel(), minlength=256)
+    sizes: Counter[tuple[int, ...]] = Counter()
+    counted = in_order(lambda index: _count(split.mask(index), classes), range(len(split)), params.workers)
+    bar = tqdm(counted, f"analyse {split.name}", len(split), unit="image", **bar_options())
+    for index, (counts, objects, size) in enumerate(bar):
         pixels += counts
-        present[index] = counts[:classes] > 0
-        found = components(mask, np.flatnonzero(present[index]))
-        kept = found.pixels >= size_edges(*mask.shape)[0]
-        for class_id in np.unique(found.class_ids[kept]):
-            areas[class_id] += found.pixels[kept & (found.class_ids == class_id)].tolist()
-        sizes[mask.shape] += 1
-    result = _result(split, params, pixels, present, areas) | {"size": list(sizes.most_common(1)[0][0])}
-    result["made_from"] = label_stamp(params, split).digest
+        present[index] = counts > 0
+        for class_id, found in objects.items():
+            areas[class_id] += found
+        sizes[size] += 1
+        total += size[0] * size[1]
+    result = _result(split, params, pixels, total, present, areas) | {"size": list(sizes.most_common(1)[0][0])}
+    result["odd"] = audit(params, split, present, result["void_share"])
+    result["made_from"] = made_from
     files.write_json(analysis_path(params), result)
     return result
 
 
+def _count(mask: np.ndarray, classes: int) -> tuple[np.ndarray, dict[int, list[int]], tuple[int, ...]]:
+    """Return the pixels of each class (C,) of a mask, those of its objects by class, and its size."""
+    found = components(mask, range(classes))
+    counts = np.zeros(classes, np.int64)
+    np.add.at(counts, found.class_ids, found.pixels)
+    kept = found.pixels >= size_edges(*mask.shape)[0]
+    of_class = {int(c): found.pixels[kept & (found.class_ids == c)].tolist() for c in np.flatnonzero(counts)}
+    return counts, of_class, mask.shape
+
+
 def _result(
-    split: Split, params: Params, pixels: np.ndarray, present: np.ndarray, areas: list[list[int]]
+    split: Split, params: Params, pixels: np.ndarray, total: int, present: np.ndarray, areas: list[list[int]]
 ) -> dict[str, Any]:
-    names, classes = split.class_set.names, len(split.class_set)
-    together = present.astype(np.int64)
+    names, together = split.class_set.names, present.astype(np.int64)
     return {
         "run": params.run,
         "split": split.name,
@@ -70,8 +85,8 @@ def _result(
         "version": __version__,
         "class_names": list(names),
         "small_ids": list(split.class_set.small_ids),
-        "pixel_share": (pixels[:classes] / max(pixels[:classes].sum(), 1)).tolist(),
-        "void_share": float(pixels[classes:].sum() / pixels.sum()),
+        "pixel_share": (pixels / max(pixels.sum(), 1)).tolist(),
+        "void_share": float((total - pixels.sum()) / total),
         "image_share": present.mean(0).tolist(),
         "cooccurrence": (together.T @ together).tolist(),
         "classes_per_image": present.sum(1).tolist(),

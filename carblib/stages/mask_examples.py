@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,8 +11,8 @@ import torch
 from carblib.base import files
 from carblib.base.device import torch_device
 from carblib.data.labels import training_labels
-from carblib.data.readers import Split
-from carblib.masker import build_masker, pseudo_mask
+from carblib.data.split import Split
+from carblib.masker import build_masker
 from carblib.params import Params
 from carblib.transforms import load_sized
 
@@ -25,7 +24,7 @@ def save_similarity(params: Params, split: Split, maps: int = 5) -> Path:
     Writes runs/<run>/similarity_maps.npz and returns its path: split, name; words (K,) of at most `maps` classes, small
     ones first; similarity (K, h, w) float32 cosine; mask (H, W) uint8.
     """
-    device, small = torch_device(params.device), split.class_set.small_ids
+    path, device, small = params.run_dir / "similarity_maps.npz", torch_device(params.device), split.class_set.small_ids
     masker, labels = build_masker(params, device), training_labels(params, split)
     i = int(labels.sum(1).argmax())
     present = np.flatnonzero(labels[i])
@@ -37,31 +36,17 @@ def save_similarity(params: Params, split: Split, maps: int = 5) -> Path:
         "name": np.array(split.names[i]),
         "words": np.array([split.class_set.words[c][0] for c in shown]),
         "similarity": masker.similarity(image[None])[0].float().cpu().numpy()[shown],
-        "mask": masker(image[None], torch.from_numpy(labels[i])[None].to(device), params.image_size)[0].cpu().numpy(),
+        "mask": masker(image[None], torch.from_numpy(labels[i])[None], params.image_size)[0].cpu().numpy(),
     }
-    return _save(params.run_dir / "similarity_maps.npz", saved)
+    files.write_npz(path, **saved)
+    return path
 
 
-@torch.inference_mode()
 def save_examples(params: Params, split: Split, chosen: Mapping[str, str]) -> Path:
-    """Save masks made without image-level labels of some images {rule: name}, to be shown beside those made with them.
+    """Save which images {rule: name} show the masks of `pseudo_masks.clip_masks`.
 
-    Writes runs/<run>/mask_examples.npz and returns its path: split; rules and names (N,); no_labels (N, H, W) uint8.
-    The other masks are those of `pseudo_masks.export_masks`.
+    Writes runs/<run>/mask_examples.npz and returns its path: split; rules and names (N,).
     """
-    device = torch_device(params.device)
-    masker, masks = build_masker(params, device), []
-    for name in chosen.values():
-        image = load_sized(split.image(split.names.index(name)), params.image_size).to(device)
-        similarity = masker.similarity(image[None])
-        masks.append(pseudo_mask(similarity, None, params.image_size, "none")[0].cpu().numpy())
-    names = {"rules": np.array(list(chosen)), "names": np.array(list(chosen.values()))}
-    saved = {"split": np.array(split.name), **names, "no_labels": np.stack(masks)}
-    return _save(params.run_dir / "mask_examples.npz", saved)
-
-
-def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> Path:
-    data = io.BytesIO()
-    np.savez_compressed(data, **arrays)
-    files.write_bytes(path, data.getvalue())
+    path, names = params.run_dir / "mask_examples.npz", np.array([*chosen.values()])
+    files.write_npz(path, split=np.array(split.name), rules=np.array([*chosen]), names=names)
     return path

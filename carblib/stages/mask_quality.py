@@ -20,13 +20,17 @@ from carblib import __version__
 from carblib.base import files
 from carblib.base.device import torch_device
 from carblib.base.errors import CarbError
+from carblib.base.memory import lowering
+from carblib.base.parallel import in_order
 from carblib.base.progress import bar_options
 from carblib.clip_models import ClipModel
+from carblib.data.checks import check_split
 from carblib.data.labels import training_labels
-from carblib.data.readers import Split
+from carblib.data.split import Split
 from carblib.masker import build_masker
-from carblib.metrics import confusion, iou, mean_of
+from carblib.metrics import bootstrap, confusion, miou
 from carblib.params import Params
+from carblib.stages.evaluate import plain
 from carblib.stages.pseudo_masks import middle_scale, tiled_local_masks
 from carblib.transforms import load_sized, resize_mask
 
@@ -58,12 +62,13 @@ def maskers_path(params: Params) -> Path:
 def compare_maskers(params: Params, split: Split, images: int = 12) -> list[dict[str, Any]]:
     """Measure every way of making pseudo-masks on at most `images` images of a split, evenly spaced.
 
-    Writes runs/<run>/maskers.json and returns its rows {masker, miou, small_miou (0–1 or None), seconds (per image),
-    split, images, version}. Ways that this CLIP or this image size cannot have are left out. Raises CarbError for a
-    split without masks.
+    Writes runs/<run>/maskers.json and returns its rows {masker, miou, small_miou (0–1 or None), miou_interval,
+    small_miou_interval (95 %, by bootstrap over the images), seconds (per image), split, images, version}. Ways that
+    this CLIP or this image size cannot have are left out. Raises CarbError for a split without masks.
     """
     if not split.has_masks:
         raise CarbError(f"split {split.name}: has no masks to measure pseudo-masks against; {split.mask_note}")
+    check_split(params, split, masks=True)
     chosen = np.unique(np.linspace(0, len(split) - 1, min(images, len(split))).round().astype(int)).tolist()
     labels = torch.from_numpy(training_labels(params.updated(gate="labels"), split))
     rows, clip_model = [], build_masker(params).clip
@@ -89,32 +94,34 @@ def _changed(params: Params, changes: Mapping[str, Any], clip_model: ClipModel) 
     return params.updated(**PLAIN | own)
 
 
+@lowering("image_size or patch")
 @torch.inference_mode()
 def _measure(params: Params, split: Split, chosen: list[int], labels: Tensor, local: bool) -> dict[str, Any]:
     device = torch_device(params.device)
     masker = build_masker(params, device)
-    classes, times = len(split.class_set), []
-    total = np.zeros((classes, classes + 1), np.int64)
-    for i in chosen:
-        image, truth = load_sized(split.image(i), params.image_size).to(device), split.mask(i)
-        present, started = labels[i].to(device), time.perf_counter()
+    class_set, times, matrices = split.class_set, [], []
+
+    def read(i: int) -> tuple[int, Tensor, np.ndarray]:
+        return i, load_sized(split.image(i), params.image_size), split.mask(i)
+
+    for i, image, truth in in_order(read, chosen, params.workers):
+        image, present, started = image.to(device), labels[i], time.perf_counter()
         if local:
             mask = tiled_local_masks(masker, image, present, params.patch, middle_scale(params))
         else:
             mask = masker(image[None], present[None], params.image_size)[0]
         mask = mask.cpu().numpy()  # waits for the device
         times.append(time.perf_counter() - started)
-        total += confusion(resize_mask(mask, truth.shape), truth, classes)
-    values = iou(total)
+        matrices.append(confusion(resize_mask(mask, truth.shape), truth, len(class_set)))
+    total = np.sum(matrices, 0)
+    intervals = bootstrap(np.stack(matrices), class_set.small_ids, params.bootstrap, params.seed)
     return {
-        "miou": _plain(mean_of(values)),
-        "small_miou": _plain(mean_of(values, split.class_set.small_ids)),
+        "miou": plain(miou(total)),
+        "small_miou": plain(miou(total, class_set.small_ids)),
+        "miou_interval": plain(intervals.miou),
+        "small_miou_interval": plain(intervals.small_miou),
         "seconds": float(np.median(times)),  # the first image also pays for what is set up once
         "split": split.name,
         "images": len(chosen),
         "version": __version__,
     }
-
-
-def _plain(value: Any) -> float | None:
-    return None if np.isnan(value) else float(value)

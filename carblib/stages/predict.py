@@ -6,28 +6,37 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections import deque
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 from tqdm import tqdm
 
-from carblib.base import files
+from carblib.base import images
 from carblib.base.device import torch_device
 from carblib.base.errors import CarbError
-from carblib.base.locks import only_writer
-from carblib.base.progress import bar_options
-from carblib.base.stamps import settle
+from carblib.base.memory import lowering
+from carblib.base.parallel import in_order
+from carblib.base.processes import is_first
+from carblib.base.progress import bar_options, note
+from carblib.base.stamps import FILES, MASK, to_make
 from carblib.classes import CITYSCAPES, IGNORE, ClassSet
+from carblib.data.audit import note_stretching
+from carblib.data.checks import check_split, without_bad
 from carblib.data.label_maps import cityscapes_label_ids, colour_mask
 from carblib.data.mask_folders import read_mask, write_mask
-from carblib.data.readers import Split, open_pictures
+from carblib.data.readers import open_pictures
 from carblib.data.sources import contents, prediction_stamp
+from carblib.data.split import Split
 from carblib.infer import predict_mask
 from carblib.params import Params
-from carblib.training.state import load_trained
+from carblib.training.state import load_trained, stamp_and_changes
+from carblib.variants import TRAINED
 
 OPACITY = 0.5
+MAX_SIDE = 65_500  # pixels of a JPEG
 
 
 def prediction_folder(params: Params, variant: str, split: str) -> Path:
@@ -44,11 +53,15 @@ def predict_checkpoint(
 ) -> Path:
     """Predict every image of a split with a trained network (`final.pt` or `checkpoint.pt`) and return the folder.
 
-    `folder` defaults to `prediction_folder` of the training's name. As `predict_split` else. Raises CarbError for a
-    network of other classes than the parameters'.
+    `folder` defaults to `prediction_folder` of the training's name, below pictures/ for images that are not the run's.
+    As `predict_split` else. Raises CarbError for a network of other classes than the parameters', and for a file that
+    changes while it is read.
     """
     checkpoint = Path(checkpoint)
+    weights = contents(params).digest(checkpoint)
     network, trained = load_trained(checkpoint)
+    if contents(params).digest(checkpoint) != weights:
+        raise CarbError(f"{checkpoint}: was written while it was read, by a training; run the command again")
     if trained.class_set.names != split.class_set.names:
         raise CarbError(
             f"{checkpoint}: its network knows the classes of {trained.class_set.name}, not of {split.class_set.name}; "
@@ -56,11 +69,26 @@ def predict_checkpoint(
         )
     if trained.image_size != params.image_size:
         print(f"{checkpoint}: learnt at image_size {[*trained.image_size]}, predicts at {[*params.image_size]}")
-    folder = folder or prediction_folder(params, checkpoint.parent.name, split.name)
-    weights = contents(params).digest(checkpoint)
+    name = f"pictures/{split.name}"
+    if split.root == params.data_root:
+        name = split.name
+        _note_stale(checkpoint, params)
+    folder = folder or prediction_folder(params, checkpoint.parent.name, name)
     return predict_split(network.to(torch_device(params.device)), split, params, folder, weights, pictures)
 
 
+def _note_stale(checkpoint: Path, params: Params) -> None:
+    """Say of a training of this run that it is not of what lies there now; another run's is nobody's business here."""
+    folder = checkpoint.parent
+    if folder.name in TRAINED and folder.resolve() == (params.run_dir / "train" / folder.name).resolve():
+        with contextlib.suppress(CarbError):  # the data it was trained on may be gone: the network is as good
+            _, changes = stamp_and_changes(folder, params.variant(folder.name))
+            if not changes.none:
+                renew = params.command("train", "--variant", folder.name, "--renew")
+                note(f"{checkpoint}: was trained on other things: {changes}; predicts as it is; to train anew: {renew}")
+
+
+@lowering("infer_window or infer_scales")
 def predict_split(
     network: nn.Module,
     split: Split,
@@ -71,28 +99,42 @@ def predict_split(
 ) -> Path:
     """Predict the images of a split that `folder` lacks, at their own size, and return the folder.
 
-    Writes `<name>.png` (train ids with palette) and, with `pictures`, `colour/<name>.png` and `overlay/<name>.png`.
-    `weights`: a digest that tells this network from others. Predictions of another network or made otherwise are made
-    anew, and a line says so. Raises CarbError for a folder that holds masks of anyone else.
+    Writes `<name>.png` (train ids with palette) and, with `pictures`, `colour/<name>.png` and `overlay/<name>.jpg`, of
+    every second pixel or fewer where JPEG ends (`MAX_SIDE`). `weights`: a digest that tells this network from others.
+    Predictions of another network or made otherwise are made anew, and a line says so. Of a launcher's processes each
+    predicts its share (`to_make`). Raises CarbError for a folder that holds masks or pictures of anyone else.
     """
-    needed = ["{}.png", "colour/{}.png", "overlay/{}.png"] if pictures else ["{}.png"]
+    needed = FILES if pictures else MASK
+    check_split(params, split, masks=False)
     now = prediction_stamp(params, split, weights)
-    with only_writer(folder):
-        names = settle(folder, now, needed=needed)
-        for name in tqdm(names, desc=f"predict {split.name}", unit="image", **bar_options()):
-            image = split.image(split.names.index(name))
-            mask = predict_mask(network, image, params)
-            if pictures:
-                files.write_image(folder / "colour" / f"{name}.png", colour_mask(mask, split.class_set))
-                files.write_image(folder / "overlay" / f"{name}.png", overlay(image, mask, split.class_set))
-            write_mask(folder, name, mask, split.class_set)  # last: an image with a mask counts as done
+    with to_make(folder, now, needed=needed) as names:
+        if names:
+            note_stretching(params, split)
+        place_of = {name: i for i, name in enumerate(split.names)}
+        read = in_order(lambda name: (name, split.image(place_of[name])), names, params.workers)
+        masks = ((name, image, predict_mask(network, image, params)) for name, image in read)
+        written = in_order(lambda made: _write(folder, *made, split.class_set, pictures), masks, params.workers)
+        deque(
+            tqdm(written, f"predict {split.name}", len(names), unit="image", disable=not is_first(), **bar_options()), 0
+        )
     return folder
+
+
+def _write(folder: Path, name: str, image: np.ndarray, mask: np.ndarray, class_set: ClassSet, pictures: bool) -> None:
+    if pictures:
+        images.write_image(folder / "colour" / f"{name}.png", colour_mask(mask, class_set))
+        step = -(-max(mask.shape) // MAX_SIDE)
+        images.write_image(folder / "overlay" / f"{name}.jpg", overlay(image, mask, class_set)[::step, ::step], "JPEG")
+    write_mask(folder, name, mask, class_set)  # last: an image with a mask counts as done
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, class_set: ClassSet, opacity: float = OPACITY) -> np.ndarray:
     """Lay a mask (H, W) over its image (H, W, 3) uint8 with `opacity` 0–1; ignored pixels (255) show the image."""
-    mixed = np.rint((1 - opacity) * image + opacity * colour_mask(mask, class_set)).astype(np.uint8)
-    return np.where((mask == IGNORE)[..., None], image, mixed)
+    mixed = image * np.float32(1 - opacity)
+    mixed += colour_mask(mask, class_set) * np.float32(opacity)
+    ignored = mask == IGNORE
+    mixed[ignored] = image[ignored]
+    return np.rint(mixed, out=mixed).astype(np.uint8)
 
 
 def write_submission(folder: Path, split: Split, destination: Path) -> Path:
@@ -107,13 +149,16 @@ def write_submission(folder: Path, split: Split, destination: Path) -> Path:
     for label_id, train_id in cityscapes_label_ids().items():
         if train_id != IGNORE:
             label_ids[train_id] = label_id
-    for name in tqdm(split.names, desc="submission", unit="image", **bar_options()):
+
+    def write(name: str) -> None:
         mask = read_mask(folder, name, split.class_set)
-        files.write_image(destination / f"{name}_pred_labelIds.png", label_ids[mask])
+        images.write_image(destination / f"{name}_pred_labelIds.png", label_ids[mask])
+
+    deque(tqdm(in_order(write, split.names), "submission", len(split), unit="image", **bar_options()), 0)
     return destination
 
 
-def open_images(images: Path, params: Params, out: Path | None) -> tuple[Params, Split]:
+def open_images(images: Path, params: Params, out: Path | None) -> Split:
     """Open a folder of pictures in place of the dataset's; raises CarbError where results would land among them."""
     where = images.resolve()  # so that "." and ".." have a name
     split = open_pictures(where, params.class_set)
@@ -123,4 +168,4 @@ def open_images(images: Path, params: Params, out: Path | None) -> tuple[Params,
             f"{images}: the predictions would land among its pictures, in {results}; "
             "give the pictures a folder of their own, or choose --out elsewhere"
         )
-    return params.updated(dataset="folder", root=str(where)), split
+    return without_bad(params, split) if params.skip_bad else split

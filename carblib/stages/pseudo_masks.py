@@ -7,8 +7,11 @@ run that was stopped goes on where it was.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,13 +20,16 @@ from tqdm import tqdm
 
 from carblib.base.device import torch_device
 from carblib.base.errors import CarbError
-from carblib.base.locks import only_writer
+from carblib.base.memory import lowering
+from carblib.base.parallel import in_order
 from carblib.base.processes import deal, in_processes
 from carblib.base.progress import bar_options
-from carblib.base.stamps import settle
+from carblib.base.stamps import to_make, wait_for
+from carblib.data.audit import note_stretching
+from carblib.data.checks import check_split
 from carblib.data.labels import training_labels
 from carblib.data.mask_folders import are_given, pseudo_mask_folder, write_mask
-from carblib.data.readers import note_stretching, open_split
+from carblib.data.readers import open_split
 from carblib.data.sources import mask_stamp
 from carblib.masker import Masker, build_masker
 from carblib.params import Params
@@ -35,25 +41,34 @@ from carblib.views import LocalView, local_pseudo_mask
 BATCH = 4  # images, and tiles of local views, that CLIP sees at once
 
 
-def export_masks(params: Params, split_name: str, processes: int = 1, local: bool = False, renew: bool = False) -> Path:
+def export_masks(
+    params: Params,
+    split_name: str,
+    processes: int = 1,
+    local: bool = False,
+    renew: bool = False,
+    folder: Path | None = None,
+) -> Path:
     """Make the pseudo-masks of a split that are not there, or not of what is there now; return their folder.
 
     One index PNG `<name>.png` (H, W) = `params.image_size` per image. `local`: masks put together from local views
     (`tiled_local_masks`), at the middle of the training's zoom range. With several processes each loads CLIP by itself;
-    the masks are the same. With `params.crf` the masks are refined afterwards and the folder of the refined ones is
-    returned. Masks that `params.pseudo_masks` names are not made, only refined if asked for. Raises CarbError where the
+    the masks are the same. Of a launcher's processes each makes its share (`to_make`). With `params.crf` the masks are
+    refined afterwards and the folder of the refined ones is returned. Masks that `params.pseudo_masks` names are not
+    made, only refined if asked for. `folder`: where else than in `pseudo_mask_folder`. Raises CarbError where the
     folder holds masks made otherwise, unless `renew` says to make them anew.
     """
     plain, split = params.updated(crf=False), open_split(params, split_name)
     labels = training_labels(params, split)  # made once, before processes start
-    folder = pseudo_mask_folder(plain, split_name, local)
+    check_split(params, split, masks=False)
+    folder = folder or pseudo_mask_folder(plain, split_name, local)
     command = "" if renew else params.command("masks", "--split", split_name, *["--local"] * local)
     if local or not are_given(params, split_name):
-        with only_writer(folder):
-            names = settle(folder, mask_stamp(plain, split, labels, local), command)
-            todo = [split.names.index(name) for name in names]
+        with to_make(folder, mask_stamp(plain, split, labels, local), command) as names:
+            place_of = {name: i for i, name in enumerate(split.names)}
+            todo = [place_of[name] for name in names]
             if todo:
-                note_stretching(split.image(todo[0]), params.image_size)
+                note_stretching(params, split)
                 in_processes(_export_share, deal(todo, processes), plain, split_name, labels, folder, local)
     if not params.crf or local:
         return folder
@@ -70,7 +85,48 @@ def ensure_masks(params: Params, variants: Sequence[str] = (), renew: bool = Fal
     learners = [(params.run_dir / "train" / name, params.variant(name)) for name in variants]
     waiting = [own for folder, own in learners if own.supervision == "clip" and not is_done(folder, own)]
     if params.path == "single" and (waiting or not variants):
-        export_masks(params, params.train_split, renew=renew)
+        folder = export_masks(params, params.train_split, renew=renew)
+        if params.crf or not are_given(params, params.train_split):
+            wait_for(folder, open_split(params, params.train_split).names)
+
+
+class ClipMasks(NamedTuple):
+    """Masks of CLIP's that a run is compared with: parameters, whether of local views, and where they lie."""
+
+    params: Params
+    local: bool
+    folder: Path
+
+
+def clip_masks(params: Params, split_name: str) -> dict[str, ClipMasks]:
+    """Return the masks of a split that a run is compared with, by row of `carblib.variants`.
+
+    As CLIP makes them, unrefined: without image-level labels (unless the run has none), with them, and of local views.
+    """
+    own = params.updated(crf=False, pseudo_masks="")
+    found = {
+        "pseudo_masks_no_labels": ClipMasks(
+            own.updated(gate="none"), False, params.run_dir / "pseudo_masks_no_labels" / split_name
+        ),
+        "pseudo_masks_global": ClipMasks(own, False, pseudo_mask_folder(own, split_name)),
+        "pseudo_masks_local": ClipMasks(own, True, pseudo_mask_folder(own, split_name, local=True)),
+    }
+    if params.gate == "none":
+        del found["pseudo_masks_no_labels"]
+    return found
+
+
+def export_clip_masks(params: Params, split_name: str) -> dict[str, Path]:
+    """Make `clip_masks` where they are missing, and return their folders, each whole.
+
+    Raises CarbError for masks of the run's own that were made otherwise; those without labels are made anew.
+    """
+    found = clip_masks(params, split_name)
+    for masks in found.values():
+        other = masks.params.gate != params.gate
+        export_masks(masks.params, split_name, local=masks.local, renew=other, folder=masks.folder)
+    names = open_split(params, split_name).names
+    return {variant: wait_for(masks.folder, names) for variant, masks in found.items()}
 
 
 def middle_scale(params: Params) -> float:
@@ -78,6 +134,7 @@ def middle_scale(params: Params) -> float:
     return params.patch_rate / 2 + params.patch_offset
 
 
+@lowering("mask_window, mask_scales, image_size or --processes")
 def _export_share(
     share: Sequence[int],
     show: bool,
@@ -91,19 +148,25 @@ def _export_share(
     device = torch_device(params.device)
     masker, split = build_masker(params, device), open_split(params, split_name)
     name = f"{split_name} {folder.parent.name}"
-    with tqdm(total=len(share), desc=name, unit="image", disable=not show, **bar_options()) as bar:
+    read = in_order(lambda i: load_sized(split.image(i), params.image_size), share, params.workers)
+
+    def made() -> Iterator[tuple[int, Tensor]]:
         for start in range(0, len(share), BATCH):
             chosen = list(share[start : start + BATCH])
-            images = torch.stack([load_sized(split.image(i), params.image_size) for i in chosen]).to(device)
-            for i, mask in zip(chosen, _masks(masker, images, labels[chosen], params, local), strict=True):
-                write_mask(folder, split.names[i], mask.cpu().numpy(), split.class_set)
-            bar.update(len(chosen))
+            images = torch.stack([*islice(read, len(chosen))]).to(device)
+            yield from zip(chosen, _masks(masker, images, labels[chosen], params, local), strict=True)
+
+    def write(one: tuple[int, Tensor]) -> None:
+        write_mask(folder, split.names[one[0]], one[1].cpu().numpy(), split.class_set)
+
+    written = in_order(write, made(), params.workers)
+    deque(tqdm(written, name, len(share), unit="image", disable=not show, **bar_options()), 0)
 
 
 @torch.inference_mode()
 def _masks(masker: Masker, images: Tensor, labels: np.ndarray, params: Params, local: bool) -> Tensor:
     """Pseudo-masks (B, H, W) of equally large images (B, 3, H, W) uint8 with labels (B, C) bool."""
-    known = torch.from_numpy(labels).to(images.device)
+    known = torch.from_numpy(labels)
     if not local:
         return masker(images, known, params.image_size)
     scale = middle_scale(params)

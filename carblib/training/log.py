@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from carblib.base import files
 from carblib.base.errors import CarbError
@@ -49,20 +50,13 @@ class TrainingLog:
 
     def write(self, iteration: int, parts: LossParts, lr: float, scores: dict[str, float]) -> dict[str, str]:
         """Append one row; scores: val_miou and val_small_miou, or nothing. Returns what the progress bar shows."""
-        values = {
-            "loss": float(parts.total.detach()),
-            "consistent": float(parts.consistent),
-            "noisy": float(parts.noisy),
-            "local_consistent": float(parts.local_consistent),
-            "local_noisy": float(parts.local_noisy),
-            "weight": float(parts.weight),
-            "consistent_share": float(parts.consistent_share),
-            "lr": lr,
-            "seconds": round(self.seconds_before + time.time() - self.started, 2),
-        } | scores
-        with self.path.open("a", newline="") as file:
-            row = {key: f"{value:.6g}" for key, value in values.items()}
-            csv.DictWriter(file, LOG_COLUMNS).writerow({"iteration": iteration} | row)
+        # All at once: the device is asked, and waited for, a single time.
+        numbers = torch.stack([value.detach() for value in vars(parts).values()]).tolist()
+        seconds = round(self.seconds_before + time.time() - self.started, 2)
+        values = dict(zip(LOG_COLUMNS[1:], [*numbers, lr, seconds], strict=False)) | scores
+        row = {key: f"{value:.6g}" for key, value in values.items()}
+        with files.writing(self.path), self.path.open("a", newline="") as file:
+            csv.DictWriter(file, LOG_COLUMNS, lineterminator="\n").writerow({"iteration": iteration} | row)
         if self.events:
             for key, value in values.items():
                 if key != "seconds" and math.isfinite(value):

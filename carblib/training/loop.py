@@ -8,7 +8,7 @@ state, for resuming), `final.pt` (the network) and, written last, `done.json`. W
 from __future__ import annotations
 
 import os
-import sys
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -21,25 +21,30 @@ from tqdm import tqdm
 
 from carblib import __version__
 from carblib.base import files
-from carblib.base.device import torch_device
+from carblib.base.device import computing
 from carblib.base.errors import CarbError, Interrupted
 from carblib.base.interrupts import held_back
 from carblib.base.locks import only_writer
+from carblib.base.memory import lowering
 from carblib.base.progress import bar_options
 from carblib.base.stamps import NAME, read_stamp, write_stamp
-from carblib.data.batches import train_loader
+from carblib.data.audit import note_stretching
+from carblib.data.batches import TrainDataset, train_loader
+from carblib.data.checks import check_split
 from carblib.data.feature_cache import FeatureCache
 from carblib.data.labels import ensure_labels, note_unlabelled, training_labels
-from carblib.data.readers import note_stretching, open_split
+from carblib.data.readers import open_split
 from carblib.masker import Masker, build_masker
 from carblib.network import build_network, load_weights
 from carblib.params import Params
 from carblib.step import Batch, Training, build, learning_rate, step
+from carblib.training.launch import start_fabric
 from carblib.training.log import TrainingLog, append_rows, check_tensorboard
 from carblib.training.monitor import Monitor, watched_split
 from carblib.training.state import PREVIOUS, bare, is_done, plain_state, read_checkpoint, training_stamp
+from carblib.training.tables import TABLES, digests
 
-TABLES = ("log.csv", "reliability.csv", "region_weights.csv")  # a checkpoint holds them as they were with it
+MEMORY = "batch_size, crop, workers or image_size, or set cache_features: false"
 
 
 @dataclass
@@ -52,6 +57,7 @@ class Shared:
     monitor: Monitor | None
 
 
+@lowering(MEMORY)
 def train(params: Params, variant: str, shared: Shared | None = None, folder: Path | None = None) -> Path:
     """Train one variant of a run, resuming where an interrupted one stopped; returns its folder.
 
@@ -63,7 +69,9 @@ def train(params: Params, variant: str, shared: Shared | None = None, folder: Pa
     folder = folder or params.run_dir / "train" / variant
     if is_done(folder, params):
         return folder
-    shared = shared or share(params)
+    if shared is None:
+        check_taught(params)
+        shared = share(params)
     training = assemble(params, shared)
     with only_writer(folder) if training.fabric.is_global_zero else nullcontext():
         resume(training, folder)
@@ -75,35 +83,28 @@ def train(params: Params, variant: str, shared: Shared | None = None, folder: Pa
 
 def train_variants(params: Params, variants: Sequence[str]) -> list[Path]:
     """Train variants of a run one after the other; what they share is made once, and not at all if all are finished."""
-    shared, folders = None, []
-    for variant in variants:
-        if shared is None and not is_done(params.run_dir / "train" / variant, params.variant(variant)):
-            shared = share(params)
-        folders.append(train(params, variant, shared))
-    return folders
+    left = [name for name in variants if not is_done(params.run_dir / "train" / name, params.variant(name))]
+    for name in left:
+        check_taught(params.variant(name))
+    if any(params.variant(name).supervision == "masks" for name in left):  # of the last, before the first begins
+        check_split(params, open_split(params, params.train_split), masks=True)
+    shared, started = share(params) if left else None, time.monotonic()
+    for done, variant in enumerate(left):
+        if shared.fabric.is_global_zero and len(left) > 1:
+            minutes = (time.monotonic() - started) / 60 / max(done, 1) * (len(left) - done)
+            ahead = f"; about {minutes:.0f} min left for all" if done else ""
+            print(f"training {done + 1} of {len(left)}: {variant}{ahead}", flush=True)
+        train(params, variant, shared)
+    return [params.run_dir / "train" / name for name in variants]
 
 
-def start_fabric(params: Params) -> Fabric:
-    """Start Lightning Fabric on the devices the parameters ask for; CarbError where they are not to be had."""
-    accelerator = torch_device(params.device).type
-    alone = f"-p devices 1 -p batch_size {params.batch_size * params.devices}"
-    if accelerator == "cuda" and params.devices > torch.cuda.device_count():
-        raise CarbError(
-            f"devices: {params.devices} asked for, torch sees {torch.cuda.device_count()}; for one: {alone}"
-        )
-    if params.devices * params.num_nodes > 1 and "ipykernel" in sys.modules:
-        every = params.command("train", "--variant", *params.variants, *["ceiling"] * params.ceiling)
-        raise CarbError(
-            f"devices: {params.devices} do not run inside a notebook; run {every} first, then the notebooks, which "
-            f"take finished trainings up; or give one device: {alone}"
-        )
-    fabric = Fabric(
-        accelerator=accelerator, devices=params.devices, num_nodes=params.num_nodes, precision=params.precision
-    )
-    fabric.launch()
-    return fabric
+def check_taught(params: Params) -> None:
+    """Raise CarbError for pseudo-masks that are missing: told before minutes go into features, not after."""
+    split = open_split(params, params.train_split)
+    TrainDataset(params, split, training_labels(params, split))
 
 
+@lowering(MEMORY)
 def share(params: Params) -> Shared:
     """Load CLIP, and compute what does not change in training: frozen features, validation pseudo-masks."""
     check_tensorboard(params.tensorboard)
@@ -115,13 +116,20 @@ def share(params: Params) -> Shared:
     watched = watched_split(params)  # before the processes start: an error must reach all of them
     if params.gate != "none":
         ensure_labels(params, split)
+    check_split(params, split, masks=False)
+    if watched:
+        check_split(params, watched, masks=True)
     fabric = start_fabric(params)
     main, masker = fabric.is_global_zero, build_masker(params, fabric.device)
     cache = monitor = backbone = None
     if params.cache_features:
         backbone = build_network(params, masker.text.mean_per_class)
         every, mirrored = range(len(split)), params.flip > 0
-        cache = FeatureCache(backbone, split, every, params.image_size, fabric.device, mirrored, show=main)
+        folder = params.run_dir / ".cache"
+        with computing(fabric.device, params.precision):
+            cache = FeatureCache(
+                backbone, split, every, params.image_size, fabric.device, mirrored, folder, main, sharers=params.devices
+            )
     if watched and main:
         monitor = Monitor(params, watched, masker, backbone, fabric.device)
     return Shared(fabric, masker, cache, monitor)
@@ -149,11 +157,8 @@ def run(training: Training, folder: Path, monitor: Monitor | None) -> None:
     labels = training_labels(params, split)
     if main:
         note_unlabelled(labels, split.names)
-        note_stretching(split.image(0), params.image_size)
-    loader = fabric.setup_dataloaders(
-        train_loader(params, split, labels, training.iteration, fabric.global_rank, fabric.world_size),
-        use_distributed_sampler=False,
-    )
+        note_stretching(params, split)
+    loader = train_loader(params, split, labels, training.iteration, fabric.global_rank, fabric.world_size)
     log, shown = TrainingLog(folder, training.iteration, params.tensorboard) if main else None, {}
     training.network.train()
     bar = tqdm(total=params.iterations, initial=training.iteration, desc=folder.name, disable=not main, **bar_options())
@@ -171,8 +176,7 @@ def run(training: Training, folder: Path, monitor: Monitor | None) -> None:
                 check_finite(first_bad, training, folder)
             if monitor and (done % params.val_every == 0 or last or done == params.warmup):
                 # The bare network: DistributedDataParallel's forward would wait for the other processes.
-                with fabric.autocast():
-                    scores = monitor.look(bare(training.network), done, folder)
+                scores = monitor.look(bare(training.network), done, folder)
                 append_rows(folder / "region_weights.csv", weight_rows(training))
                 training.network.train()
             if main and (done % params.log_every == 0 or last or scores):
@@ -182,6 +186,7 @@ def run(training: Training, folder: Path, monitor: Monitor | None) -> None:
             if main and (done % params.checkpoint_every == 0 or last or stop):
                 save_checkpoint(training, folder)
             if stop and not last:
+                fabric.barrier()  # none ends before the first has saved
                 if main:
                     print(f"stopped at iteration {done}; {folder}/checkpoint.pt holds it: start again to go on")
                 raise Interrupted  # a notebook shows one line for it, a command ends with 130
@@ -198,7 +203,7 @@ def _any(fabric: Fabric, asked: bool) -> bool:
 
 def check_finite(first_bad: Tensor, training: Training, folder: Path) -> None:
     """Raise CarbError where the loss was not finite at an iteration (`first_bad`; inf = never), or a weight is not."""
-    if not all(bool(weight.isfinite().all()) for weight in training.network.parameters()):
+    if not bool(torch.stack([weight.isfinite().all() for weight in training.network.parameters()]).all()):
         first_bad = first_bad.clamp(max=training.iteration)
     if bool(first_bad.isfinite()):
         kept = "the last good checkpoint is kept" if (folder / "checkpoint.pt").exists() else "nothing was saved"
@@ -269,7 +274,5 @@ def finish(training: Training, folder: Path) -> None:
             "network": plain_state(training.network),
         },
     )
-    files.write_json(
-        folder / "done.json",
-        {"stamp": read_stamp(folder / NAME).digest, "iteration": training.iteration, "version": __version__},
-    )
+    about = {"iteration": training.iteration, "version": __version__, "tables": digests(folder)}
+    files.write_json(folder / "done.json", {"stamp": read_stamp(folder / NAME).digest} | about)

@@ -21,6 +21,7 @@ from carblib.base.files import load_torch, save_torch, state_dict_of
 from carblib.classes import ClassSet
 from carblib.network import KeyReport, SegmentationNetwork, build_network, compare_keys, load_weights
 from carblib.params import Params
+from carblib.training.state import load_trained
 
 # Their name for a part of the network, and ours.
 PREFIXES = (
@@ -164,10 +165,5 @@ def import_file(path: Path, params: Params, output: Path) -> None:
 
 def export_file(path: Path, output: Path) -> None:
     """Write a trained network of ours (`final.pt` or `checkpoint.pt`) in the official form."""
-    state = load_torch(path)
-    if not isinstance(state, dict) or not {"params", "network"} <= state.keys():
-        raise CarbError(f"{path}: no checkpoint of carblib; give a final.pt or checkpoint.pt of runs/<run>/train")
-    params = Params.model_validate(state["params"])
-    network = build_network(params.updated(backbone_weights="random"), state["network"]["text"])
-    load_weights(network, state["network"], str(path))
+    network, params = load_trained(path)
     write_official(output, network, params.class_set)

@@ -6,7 +6,6 @@ continued or called finished only if all of it is the same; `done.json`, written
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +16,15 @@ from torch import Tensor, nn
 
 from carblib.base import files
 from carblib.base.errors import CarbError
-from carblib.base.stamps import NAME, Changes, Stamp, compare, joined, read_stamp
+from carblib.base.locks import only_writer
+from carblib.base.processes import is_first, wait_until
+from carblib.base.stamps import NAME, Changes, Stamp, compare, joined, read_stamp, write_stamp
 from carblib.data.labels import training_labels
 from carblib.data.readers import open_split
 from carblib.data.sources import VERSIONS, contents, digests, mask_stamp, taught_stamp
-from carblib.network import SegmentationNetwork, build_network, load_weights
-from carblib.params import Params, resolve
+from carblib.network import SegmentationNetwork, backbone_file, build_network, load_weights
+from carblib.params import Params
+from carblib.training.tables import damaged
 from carblib.variants import TRAINED
 
 PREVIOUS = "checkpoint.previous.pt"
@@ -47,11 +49,21 @@ def training_stamp(params: Params, labels: np.ndarray | None = None) -> Stamp:
         taught = taught_stamp(params, split, labels)
         upstream["pseudo-masks"] = replace(taught, items={}).digest
         items = {name: joined([one, taught.items[name]]) for name, one in items.items()}
-    weights = resolve(params.backbone_weights)
+    weights = backbone_file(params.backbone_weights)
     if weights.is_file():
         upstream["backbone weights"] = contents(params).digest(weights)
-    settings = params.that_affect("training") | {"classes": masks.settings["classes"]}
+    settings = _settings(params) | {"classes": masks.settings["classes"]}
     return Stamp("training", VERSIONS["training"], settings, upstream, items)
+
+
+def _settings(params: Params) -> dict[str, Any]:
+    """Return what affects trained weights: processes that share all statistics are one with all of their images."""
+    settings, processes = params.that_affect("training"), params.devices * params.num_nodes
+    if processes == 1 or (params.sync_bn and not params.official_loss):
+        whole = {"batch_size": params.batch_size * processes, "sync_bn": False, "devices": 1, "num_nodes": 1}
+    else:
+        whole = {"devices": processes, "num_nodes": 1}
+    return settings | whole
 
 
 def stamp_and_changes(folder: Path, params: Params, labels: np.ndarray | None = None) -> tuple[Stamp | None, Changes]:
@@ -62,13 +74,27 @@ def stamp_and_changes(folder: Path, params: Params, labels: np.ndarray | None = 
     """
     if not any((folder / name).exists() for name in ("checkpoint.pt", PREVIOUS, "final.pt")):
         return None, Changes()  # begun at most: there is nothing yet that could be stale
-    before = read_stamp(folder / NAME)
+    try:
+        before = read_stamp(folder / NAME)
+    except CarbError as damage:
+        before = _stamped_again(folder, params, labels, damage)
     if before is None:
         raise CarbError(f"{folder}: holds a training, but no {NAME} says what of; move it, or choose another 'run'")
     if params.data_root.is_dir():
         return before, compare(before, training_stamp(params, labels))
-    settings = params.that_affect("training") | {"classes": before.settings.get("classes")}
+    settings = _settings(params) | {"classes": before.settings.get("classes")}
     return before, compare(before, replace(before, settings=settings))
+
+
+def _stamped_again(folder: Path, params: Params, labels: np.ndarray | None, damage: CarbError) -> Stamp:
+    """Write a damaged stamp anew where the checkpoint knows it for that of the present parameters and data."""
+    path = folder / "checkpoint.pt"
+    now = training_stamp(params, labels) if path.is_file() and params.data_root.is_dir() else None
+    if now is None or files.load_torch(path).get("stamp") != now.digest:
+        raise damage
+    write_stamp(folder / NAME, now)
+    print(f"{folder / NAME}: damaged; written again, since the checkpoint beside it is of the same")
+    return now
 
 
 def check_same(folder: Path, params: Params) -> Stamp | None:
@@ -78,28 +104,56 @@ def check_same(folder: Path, params: Params) -> Stamp | None:
         renew = params.command("train", "--variant", folder.name, "--renew")
         if folder.name not in TRAINED:
             renew = "delete it"  # a cell of the ablations
+        shared = before.settings.get("devices") == _settings(params)["devices"]
+        why = "" if shared else " (with sync_bn: true, and no official_loss, their number would not matter)"
         raise CarbError(
-            f"{folder}: trained on other things: {changes}; to train anew: {renew}; or choose another 'run'"
+            f"{folder}: trained on other things: {changes}{why}; to train anew: {renew}; or choose another 'run'"
         )
     return before
 
 
 def discard_stale(folder: Path, params: Params) -> None:
-    """Delete a training of other parameters or data, and say so; one that is up to date, finished or not, stays."""
-    if int(os.environ.get("RANK", 0)):
-        return  # of several processes the first one does it
+    """Delete a training of other parameters or data, and say so; one that is up to date, finished or not, stays.
+
+    Raises CarbError where another process trains it.
+    """
+    if not is_first():  # it is the one that does it
+        wait_until(lambda: stamp_and_changes(folder, params)[1].none, f"{folder} is of other things")
+        return
     _, changes = stamp_and_changes(folder, params)
     if not changes.none:
         print(f"{folder}: deleted, it was trained on other things: {changes}")
-        shutil.rmtree(folder)
+        aside = folder.with_name(f".{folder.name}.deleted")  # at once, for processes that look
+        shutil.rmtree(aside, ignore_errors=True)
+        with only_writer(folder):
+            folder.rename(aside)
+        shutil.rmtree(aside)
 
 
 def is_done(folder: Path, params: Params) -> bool:
-    """Tell whether the folder holds a finished training of these parameters and data; CarbError if one of others."""
+    """Tell whether the folder holds a finished training of these parameters and data; CarbError if one of others.
+
+    A table of it that is damaged is taken from the checkpoint, and a line says so.
+    """
     stamp = check_same(folder, params)
     if stamp is None or not (folder / "done.json").exists() or not (folder / "final.pt").exists():
         return False
-    return files.read_json(folder / "done.json").get("stamp") == stamp.digest
+    done = files.read_json(folder / "done.json", "delete it and train again: the last checkpoint is taken up")
+    restore_tables(folder)
+    return done.get("stamp") == stamp.digest
+
+
+def restore_tables(folder: Path) -> None:
+    """Write tables of a finished training that are damaged as its checkpoint holds them, and say so."""
+    names = damaged(folder)
+    tables = files.load_torch(folder / "checkpoint.pt")["tables"] if names else {}
+    for name in names:
+        if name not in tables:
+            raise CarbError(
+                f"{folder / name}: damaged, and the checkpoint does not hold it; delete it to do without it"
+            )
+        print(f"{folder / name}: damaged; taken from the checkpoint beside it")
+        files.write_text(folder / name, tables[name])
 
 
 def read_checkpoint(folder: Path, params: Params) -> tuple[dict[str, Any], Path]:
@@ -117,9 +171,9 @@ def read_checkpoint(folder: Path, params: Params) -> tuple[dict[str, Any], Path]
             damaged.append(error)
             continue
         if not isinstance(state, dict) or not state.keys() >= CHECKPOINT:
-            raise CarbError(f"{path}: is no checkpoint of a training; delete it to start anew")
+            raise CarbError(f"{path}: is no checkpoint of a training; move it elsewhere to start anew")
         if stamp is None or state["stamp"] != stamp.digest:
-            raise CarbError(f"{path}: is of another training than {NAME} beside it; delete it to start anew")
+            raise CarbError(f"{path}: is of another training than {NAME} beside it; move it elsewhere to start anew")
         if damaged:
             print(f"{damaged[0]}; the checkpoint before it is taken")
         return state, path

@@ -57,3 +57,14 @@ def test_kernels_are_live_only_behind_a_page(name: str, live: bool, monkeypatch:
         monkeypatch.delenv(key, raising=False)
     monkeypatch.setenv(name, "x")
     assert progress.is_live() is live
+
+
+def test_a_note_is_said_once_and_by_the_first_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        progress.note("a folder that only this test has")
+    assert capsys.readouterr().out == "note: a folder that only this test has\n"
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    progress.note("another")
+    assert capsys.readouterr().out == ""

@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 
 from carblib.base.errors import CarbError
-from carblib.base.stamps import NAME, Stamp, compare, read_stamp, settle, write_stamp
+from carblib.base.locks import only_writer
+from carblib.base.stamps import NAME, Stamp, compare, read_stamp, settle, to_make, write_stamp
 
 NOW = Stamp("pseudo-masks", 1, {"masker": "naclip", "classes": [["road", ["road"]], ["sky", ["sky"]]]}, {"CLIP": "c1"},
             {"a": "1", "b": "2", "c": "3"})  # fmt: skip
@@ -38,7 +39,8 @@ def test_just_what_changed_is_renewed(tmp_path, capsys) -> None:
     made(tmp_path), made(tmp_path / "colour")
     now = other(items={"a": "1", "b": "9", "d": "4"})
     assert settle(tmp_path, now, RENEW) == ["b", "d"]
-    assert "1 image changed, 1 image added, 1 image removed; made anew: theirs alone" in capsys.readouterr().out
+    said = "1 image changed, 1 image added, 1 image removed; what came of just those is made anew"
+    assert said in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.rglob("*.png")) == ["a.png", "a.png"]
     made(tmp_path, "bd")
     assert settle(tmp_path, now, RENEW) == [] and not capsys.readouterr().out
@@ -50,7 +52,7 @@ def test_all_is_made_anew_where_it_was_asked_for(tmp_path, capsys) -> None:
     made(tmp_path)
     (tmp_path / "mine.txt").write_text("a person's")
     now = other(settings={"masker": "sclip"})
-    assert settle(tmp_path, now) == ["a", "b", "c"] and "made anew: all" in capsys.readouterr().out
+    assert settle(tmp_path, now) == ["a", "b", "c"] and "all is made anew" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir() if path.name != NAME] == ["mine.txt"]
 
 
@@ -107,3 +109,25 @@ def test_long_values_are_cut_where_they_differ() -> None:
     (said,) = compare(before, now).made_otherwise
     old, new = said.removeprefix("classes ").split(" → ")
     assert "person" in old and "car" in new.split("person")[0] and max(len(old), len(new)) < 70
+
+
+def test_of_several_processes_each_makes_its_share_and_none_makes_it_otherwise(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with to_make(tmp_path, NOW, RENEW) as first:
+        monkeypatch.setenv("RANK", "1")
+        with to_make(tmp_path, NOW, RENEW) as second:
+            assert (first, second) == (["a", "c"], ["b"])
+        with pytest.raises(CarbError, match=r"others make .* here from something else \(3 images changed\)"):
+            to_make(tmp_path, other(items=dict.fromkeys("abc", "x")), RENEW).__enter__()
+    (tmp_path / "b.png").write_bytes(b"")
+    with to_make(tmp_path, NOW, RENEW) as again:
+        assert again == []
+
+
+def test_processes_that_a_training_started_leave_the_files_to_the_first(tmp_path, monkeypatch) -> None:
+    settle(tmp_path, NOW, RENEW)
+    made(tmp_path)
+    monkeypatch.setenv("LOCAL_RANK", "1")  # as Fabric sets it, which knows no RANK yet
+    with only_writer(tmp_path), to_make(tmp_path, NOW, RENEW) as names:
+        assert names == []

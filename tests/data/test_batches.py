@@ -1,5 +1,7 @@
 """Batches depend on (seed, iteration, slot) alone, and weak supervision opens no mask."""
 
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,11 @@ from hypothesis import strategies as st
 from small import small_params
 
 from carblib.base.errors import CarbError
+from carblib.base.interrupts import SIGNALS
 from carblib.classes import CAMVID
 from carblib.data.batches import sample_plan, train_loader
 from carblib.data.mask_folders import pseudo_mask_folder, write_mask
+from carblib.transforms import distorted
 
 SIZE = (16, 24)
 
@@ -129,6 +133,16 @@ def test_the_number_of_workers_changes_nothing():
     assert all(same(*pair) for pair in zip(whole, batches(params(**RANDOM, iterations=4, workers=2)), strict=True))
 
 
+def test_what_is_left_to_the_device_gives_the_same_batches():
+    for clip_pixels in ("clean", "official"):
+        given, split = params(**RANDOM, clip_pixels=clip_pixels), FakeSplit()
+        left = train_loader(given, split, labels(split))
+        left.dataset.on_device = True  # as for a GPU
+        for whole, batch in zip(batches(given), left, strict=True):
+            assert "clip_image" not in batch and batch["draws"].shape == (3, 5)
+            assert same(whole, distorted(batch, given))
+
+
 def test_processes_of_one_run_share_out_the_images():
     first, second = (batches(params(iterations=1), rank=rank, world=2)[0]["index"].tolist() for rank in range(2))
     assert not set(first) & set(second)
@@ -194,3 +208,35 @@ def test_a_damaged_image_is_one_line_whatever_the_workers(workers):
 def test_an_empty_split_is_an_error():
     with pytest.raises(CarbError, match="holds no image"):
         batches(params(), split=FakeSplit(0))
+
+
+def test_shared_memory_that_is_full_is_one_line():
+    class Full(FakeSplit):
+        def image(self, index):
+            raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2_0>: No space left on device")
+
+    with pytest.raises(CarbError, match="^workers: 2 pass batches through /dev/shm.*--shm-size=2g"):
+        batches(params(workers=2), split=Full())
+
+
+def test_a_worker_that_is_killed_is_one_line():
+    class Killed(FakeSplit):
+        def image(self, index):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(CarbError, match="^workers: one of 2 was killed.*; lower workers"):
+        batches(params(workers=2), split=Killed())
+
+
+class Signalled(FakeSplit):
+    """A split whose reader hears all that training holds back, as all of a terminal's or a job's processes do."""
+
+    def image(self, i):
+        for number in {*SIGNALS} - {signal.SIGTERM}:
+            os.kill(os.getpid(), number)
+        return super().image(i)
+
+
+def test_workers_leave_signals_to_training():
+    given = params(workers=1)
+    assert all(same(*pair) for pair in zip(batches(given, split=Signalled()), batches(given), strict=True))

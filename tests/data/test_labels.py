@@ -1,5 +1,6 @@
 """Image-level labels: derived from masks, read back in any order, and the official pickles without running them."""
 
+import dataclasses
 import os
 import pickle
 import subprocess
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import trees
 from commands import carb
 from PIL import Image
 from places import CAMVID_ROOT
@@ -15,6 +17,7 @@ from small import small_params
 from carblib.base.errors import CarbError
 from carblib.classes import CAMVID, class_set
 from carblib.data.labels import (
+    add_labels,
     convert_official,
     derive_labels,
     ensure_labels,
@@ -122,6 +125,12 @@ def test_mistakes_in_the_file_are_named(tmp_path, text, words):
         assert word in said
 
 
+def test_a_short_row_is_named_where_rows_are_added_too(tmp_path, monkeypatch):
+    (tmp_path / "l.csv").write_text("road,car,sky,name\n1,0,1,a\n0,1\n")
+    params = home(tmp_path, monkeypatch, labels="l.csv")
+    assert "l.csv, line 3: 2 columns under a header of 4" in message(lambda: add_labels(params, FakeSplit([None])))
+
+
 def test_a_missing_or_unreadable_file_is_named(tmp_path):
     assert "carb labels makes it" in message(lambda: read_labels(tmp_path / "l.csv", THREE, NAMES))
     (tmp_path / "l.csv").write_bytes(b"name,road\xff")
@@ -130,13 +139,18 @@ def test_a_missing_or_unreadable_file_is_named(tmp_path):
 
 def test_labels_are_derived_once(tmp_path, monkeypatch, capsys):
     params = home(tmp_path, monkeypatch)
-    split = FakeSplit([[[0, 1]], [[2, 2]]])
+    for name, mask in {"i0": [[0, 1]], "i1": [[2, 2]]}.items():
+        trees.photo(tmp_path / "own" / "train" / f"{name}.png", 0, (1, 2))
+        trees.save(tmp_path / "own" / "masks" / f"{name}.png", np.uint8(mask))
+    own = {"dataset": "folder", "root": str(tmp_path / "own"), "classes": [*THREE.names]}
+    params = params.updated(**own)
+    split = open_split(params, "train")
     path = ensure_labels(params, split)
     assert path == tmp_path / "runs/demo/labels/train.csv" == labels_path(params, "train")
     blind = FakeSplit([None, None])
     before = path.stat().st_mtime_ns
     assert ensure_labels(params, blind) == path, "labels go on without the masks they were derived from"
-    split.masks = None  # whoever reads a mask again fails
+    split = dataclasses.replace(split, decode=None)  # whoever reads a mask again fails
     assert ensure_labels(params, split) == path == ensure_labels(params.updated(root="data/other"), split)
     assert path.stat().st_mtime_ns == before and not capsys.readouterr().out
     assert training_labels(params, blind).tolist() == [[1, 1, 0], [0, 0, 1]]
@@ -377,7 +391,7 @@ def test_a_blank_file_is_written_once_and_must_be_filled_in(tmp_path, monkeypatc
     assert path.read_text() == "name,road,car\na,0,0\nb,0,0\n"
     assert "no image holds a class; write 1 for each class" in message(lambda: carb(*command))
     path.write_text("name,road,car\na,0,1\nb,0,0\n")
-    assert "is there already; delete it" in message(lambda: carb(*command, "--blank"))
+    assert "is there already; move it elsewhere" in message(lambda: carb(*command, "--blank"))
     assert path.read_text() == "name,road,car\na,0,1\nb,0,0\n"
     assert carb(*command) == 0 and "1 of 2 images hold no class and teach nothing: b" in capsys.readouterr().out
     path.write_text("name,road,car\na,0,1\nb,1,0\n")

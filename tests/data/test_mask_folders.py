@@ -8,7 +8,7 @@ from small import small_params
 
 from carblib.base.errors import CarbError
 from carblib.classes import CAMVID, class_set
-from carblib.data.mask_folders import missing, pseudo_mask_folder, read_mask, write_mask
+from carblib.data.mask_folders import pseudo_mask_folder, read_mask, write_mask
 
 TEN = class_set([str(number) for number in range(10)])
 MASK = np.array([[0, 10, 255], [3, 3, 9]], np.uint8)
@@ -19,7 +19,6 @@ def test_masks_come_back_as_they_were_with_their_palette(tmp_path):
     assert np.array_equal(read_mask(tmp_path, "a.b_1", CAMVID), MASK)
     with Image.open(tmp_path / "a.b_1.png") as picture:
         assert picture.mode == "P" and tuple(picture.convert("RGB").getpixel((1, 0))) == CAMVID.palette[10]
-    assert missing(tmp_path, ["a.b_1", "a", "b"]) == [1, 2]
 
 
 def test_masks_that_are_none_are_refused(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 import trees
 from PIL import Image
 
-from carblib.base.files import write_index_png
+from carblib.base.images import write_index_png
 from carblib.classes import CAMVID, CITYSCAPES, class_set
 from carblib.data.mask_folders import read_mask
 from carblib.data.readers import open_split

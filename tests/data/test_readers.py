@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
 import re
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,12 @@ import trees
 from PIL import Image
 from places import CAMVID_ROOT
 
-from carblib.base import files
+from carblib.base import files, images
 from carblib.base.errors import CarbError
+from carblib.base.parallel import in_order
 from carblib.classes import CAMVID, CITYSCAPES, WILDDASH2, WILDDASH2_CITYSCAPES
 from carblib.data import label_maps
-from carblib.data.readers import note_stretching, open_split
+from carblib.data.readers import open_split
 
 WORDS = [{"name": word} for word in ("sky", "road", "tram")]
 WILD = [f"{code}{number:04d}_100000" for code in ("ar", "us", "ro") for number in range(4)]
@@ -60,12 +63,12 @@ def test_every_published_form_gives_the_same_sample(form, tmp_path):
     for name, masks in truth.items():
         if form == "cityscapes" and name == "test":
             continue
-        split = open_split(params, name, require_masks=True)
+        split = open_split(params, name)
         assert (split.name, split.class_set, split.has_masks) == (name, params.class_set, True)
         assert split.names == sorted(masks) and len(split) == len(masks)
         for i, key in enumerate(split.names):
             image, mask = split.image(i), split.mask(i)
-            assert split.image_path(i).is_file() and key in split.image_path(i).name
+            assert split.image_paths[i].is_file() and key in split.image_paths[i].name
             assert image.dtype == np.uint8 and image.shape == (*mask.shape, 3)
             assert mask.dtype == np.uint8 and mask.flags.writeable and mask.flags.c_contiguous
             np.testing.assert_array_equal(mask, masks[key])
@@ -77,7 +80,7 @@ def test_masks_are_not_needed_nor_read_to_open(form, tmp_path):
     names = open_split(params, "train").names
     for path in mask_files(tmp_path):
         path.write_bytes(b"nothing that can be read")
-    assert open_split(params, "train", require_masks=True).names == names
+    assert open_split(params, "train").names == names
     with pytest.raises(CarbError, match=re.escape(str(tmp_path))):
         open_split(params, "train").mask(0)
     assert mask_files(tmp_path)
@@ -87,10 +90,8 @@ def test_masks_are_not_needed_nor_read_to_open(form, tmp_path):
         split = open_split(params, "train")
         assert split.names == names and not split.has_masks
         assert split.image(0).shape[2] == 3
-        with pytest.raises(CarbError, match="has no mask; looked for"):
+        with pytest.raises(CarbError, match=f"{re.escape(split.image_paths[0].name)}: has no mask; looked for"):
             split.mask(0)
-        with pytest.raises(CarbError, match=re.escape(split.image_path(0).name)):
-            open_split(params, "train", require_masks=True)
         for folder in sorted((p for p in tmp_path.rglob("*") if p.is_dir() and not any(p.iterdir())), reverse=True):
             folder.rmdir()
 
@@ -103,9 +104,8 @@ def test_one_absent_mask_is_an_error_when_it_is_asked_for(form, tmp_path):
     split = open_split(params, "train")
     assert split.has_masks
     split.mask(0)
-    for ask in (lambda: split.mask(1), lambda: open_split(params, "train", require_masks=True)):
-        with pytest.raises(CarbError, match=re.escape(f"{split.image_path(1)}: has no mask")):
-            ask()
+    with pytest.raises(CarbError, match=re.escape(f"{split.image_paths[1]}: has no mask")):
+        split.mask(1)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -123,7 +123,7 @@ def test_damaged_files_are_one_line_errors_that_name_the_file(form, tmp_path):
     path.write_bytes(whole[: len(whole) // 2])
     refused("truncated")
 
-    stored = files.read_mask_png(trees.save(path, np.array(Image.open(_restored(path, whole)))))
+    stored = images.open_mask_png(trees.save(path, np.array(Image.open(_restored(path, whole))))).values
     stored[3, 4] = 77 if stored.ndim == 2 else (1, 2, 3)
     trees.save(path, stored)
     refused("value 77 is no class" if stored.ndim == 2 else "colour 1 2 3 .*is unknown")
@@ -134,7 +134,7 @@ def test_damaged_files_are_one_line_errors_that_name_the_file(form, tmp_path):
 
     _restored(path, whole)
     np.testing.assert_array_equal(split.mask(0), truth["train"][split.names[0]])
-    image = split.image_path(0)
+    image = split.image_paths[0]
     image.write_bytes(image.read_bytes()[:40])
     with pytest.raises(CarbError, match=re.escape(str(image))):
         split.image(0)
@@ -196,7 +196,7 @@ def test_camvid_original_by_list_files(tmp_path):
     with pytest.raises(CarbError, match=r"val.txt: no such list beside train.txt"):
         open_split(params, "val")
     (tmp_path / "val.txt").write_text("Seq05VD_f00000\nnowhere.png\n")
-    with pytest.raises(CarbError, match=r"val.txt: lists nowhere, which is not among"):
+    with pytest.raises(CarbError, match=r"val.txt: lists nowhere.png, which is not among"):
         open_split(params, "val")
 
 
@@ -220,7 +220,7 @@ def camvid_root() -> Path:
 
 
 def test_real_camvid_has_its_published_pixel_shares():
-    split = open_split(trees.params(camvid_root(), "camvid"), "train", require_masks=True)
+    split = open_split(trees.params(camvid_root(), "camvid"), "train")
     assert len(split) == 367 and len(open_split(trees.params(camvid_root(), "camvid"), "val")) == 101
     counts, present = np.zeros(256), 0
     for i in range(len(split)):
@@ -273,7 +273,7 @@ def test_cityscapes_test_has_no_truth(tmp_path):
     split = open_split(params, "test")
     assert split.names == ["berlin_000000_000019", "bonn_000000_000019"] and not split.has_masks
     with pytest.raises(CarbError, match="keeps the truth of test to itself"):
-        open_split(params, "test", require_masks=True)
+        split.mask(0)
 
 
 def test_cityscapes_without_cities(tmp_path):
@@ -365,11 +365,29 @@ def test_wilddash2_json_errors_name_the_file(tmp_path):
     refused(lambda c: c["annotations"][0]["segments_info"][0].update(category_id=999), "no COCO panoptic file")
     refused(lambda c: c["annotations"][0]["segments_info"][0].update(id=1 << 24), "does not fit in a colour")
     refused(lambda c: c["annotations"].clear(), "no annotation for .*must be of one package")
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(CarbError, match=r"panoptic.json: not readable as JSON .*; unzip it from the package again$"):
+        open_split(params, "train").mask(0)
     path.unlink()
     split = open_split(params, "train")
     assert not split.has_masks
     with pytest.raises(CarbError, match=re.escape(f"looked for {path}")):
         split.mask(0)
+
+
+def test_wilddash2_json_is_parsed_by_one_of_the_threads_that_read(tmp_path, monkeypatch):
+    trees.write_wilddash2(tmp_path, WILD)
+    split, both = open_split(trees.params(tmp_path, "wilddash2", "wilddash2"), "train"), threading.Barrier(2)
+    parsed, parse = [], label_maps.panoptic_segments
+
+    def parsing(*given):
+        parsed.append(threading.get_ident())
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.3)  # a second one that parses would get here, too
+        return parse(*given)
+
+    monkeypatch.setattr(label_maps, "panoptic_segments", parsing)
+    assert len([*in_order(split.mask, range(len(split)), 2)]) == len(split) and len(parsed) == 1
 
 
 def test_a_wilddash2_category_that_no_segment_is_of_does_no_harm(tmp_path):
@@ -403,7 +421,7 @@ def test_folder_masks_in_any_of_three_places(tmp_path, masks):
     truth = trees.write_folder(tmp_path / "train", ["x.1.jpg", "y.png"], tmp_path / masks)
     (tmp_path / "train" / "._y.png").write_bytes(b"left by another system")
     (tmp_path / "train" / "notes.txt").write_text("no image")
-    split = open_split(trees.params(tmp_path, "folder", WORDS), "train", require_masks=True)
+    split = open_split(trees.params(tmp_path, "folder", WORDS), "train")
     assert split.names == ["x.1", "y"]
     for i, name in enumerate(split.names):
         np.testing.assert_array_equal(split.mask(i), truth[name])
@@ -495,7 +513,7 @@ def test_two_forms_at_once(tmp_path, second):
 def test_two_mask_folders_at_once(tmp_path, dataset, other):
     trees.write_segnet(tmp_path)
     (tmp_path / other).mkdir()
-    with pytest.raises(CarbError, match=f"both trainannot .*{other}.* hold masks; remove one"):
+    with pytest.raises(CarbError, match=f"both trainannot .*{other}.* hold masks; move one away"):
         open_split(trees.params(tmp_path, dataset), "train")
 
 
@@ -514,21 +532,6 @@ def test_order_does_not_depend_on_the_disk(tmp_path):
         (tmp_path / "b" / "train").mkdir(parents=True, exist_ok=True)
         shutil.copy(source, tmp_path / "b" / "train")
     assert open_split(trees.params(tmp_path / "b", "camvid"), "train").names == sorted(truth)
-
-
-@pytest.mark.parametrize(
-    ("image", "size", "words"),
-    [
-        ((1080, 1920), (512, 1024), "12% wider than they are at image_size [512, 1024]; [512, 910] would keep"),
-        ((1920, 1080), (512, 1024), "256% wider"),
-        ((512, 1024), (512, 900), "12% narrower"),
-        ((1024, 2048), (512, 1000), ""),
-    ],
-)
-def test_stretched_images_are_told_of(image, size, words, capsys):
-    note_stretching(np.zeros((*image, 3), np.uint8), size)
-    said = capsys.readouterr().out
-    assert words in said and said.count("\n") == (1 if words else 0)
 
 
 def test_masks_are_painted_in_the_palette_and_void_is_black():

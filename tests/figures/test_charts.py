@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,10 +17,10 @@ from carblib.classes import CAMVID, CITYSCAPES, ClassSet
 from carblib.figures import ablations, data, grids, regions, scores, style, training
 from carblib.figures.data import pixel_quantiles
 from carblib.figures.regions import spread_apart, spread_evenly
-from carblib.params import Params
+from carblib.params import Masker, Params
 from carblib.results import words
 from carblib.results.saved import RunResults, class_groups
-from carblib.variants import in_order, variant_label
+from carblib.variants import VARIANTS, in_order, variant_label
 
 RNG = np.random.default_rng(1)
 CONTRAST = {"name": "objects", "image_share": [0.1], "classes_per_image": [3, 1], "object_areas": [0.2, 0.3]}
@@ -33,17 +35,18 @@ def analysed(analysis: dict, dataset: str = "camvid", contrast: dict | None = No
 # --- numbers in the pictures -------------------------------------------------------------------------------------
 
 
-def test_iou_bars_are_the_scores_sorted_by_pixels() -> None:
+def test_iou_points_are_the_scores_sorted_by_pixels() -> None:
     one = evaluation("paper", 0.5, RNG)
     one["iou"][4] = None
-    axes = scores.iou_bars([one], CAMVID).axes[0]
+    axes = scores.iou_points([one], CAMVID).axes[0]
     pixels = np.array(one["confusion"]).sum(1)
     order = sorted(range(11), key=lambda c: (-pixels[c], c))
     labels = [label.get_text() for label in axes.get_xticklabels()]
     assert [label.rsplit(" ", 2)[0] for label in labels[:11]] == [CAMVID.names[c] for c in order]
-    heights = [patch.get_height() for patch in axes.patches]
-    expected = [100 * (one["iou"][c] or 0) for c in order] + [100 * one["miou"], 100 * one["small_miou"]]
-    np.testing.assert_allclose(heights, expected)
+    (points,) = [line for line in axes.lines if line.get_label() == variant_label("paper")]
+    ious = [np.nan if one["iou"][c] is None else 100 * one["iou"][c] for c in order]
+    np.testing.assert_allclose(points.get_ydata(), [*ious, 100 * one["miou"], 100 * one["small_miou"]])
+    assert points.get_marker() == VARIANTS["paper"].marker, "told apart without colours"
 
 
 def test_gain_is_the_difference_in_points() -> None:
@@ -79,7 +82,7 @@ def test_many_classes_stay_readable() -> None:
     one = {"variant": "paper", "confusion": RNG.integers(0, 99, (19, 20)).tolist(), "iou": iou, "miou": 0.5}
     none = [None, None]
     one |= {"small_miou": None, "iou_interval": [none] * 19, "miou_interval": none, "small_miou_interval": none}
-    check_readable(scores.iou_bars([one, one | {"variant": "some_variant"}], CITYSCAPES))
+    check_readable(scores.iou_points([one, one | {"variant": "some_variant"}], CITYSCAPES))
     check_readable(scores.confusion_matrix(one, CITYSCAPES))
 
 
@@ -117,6 +120,53 @@ def test_shrink_keeps_ids_and_shape() -> None:
     small = style.shrink(mask, 20)
     assert small.shape == (10, 20) and set(np.unique(small)) <= set(np.unique(mask))
     assert style.shrink(mask, 60) is mask
+
+
+# Machado et al. 2009, deuteranopia, on linear RGB.
+DEUTERANOPIA = np.array(
+    [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]]
+)
+XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+
+
+def seen(colours: list[tuple[int, int, int]]) -> np.ndarray:
+    """CIE Lab (N, 3) of RGB colours 0–255 as they are seen with deuteranopia."""
+    rgb = np.array(colours) / 255
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    x, y, z = np.cbrt((linear @ DEUTERANOPIA.T).clip(1e-3, 1) @ XYZ.T / (0.9505, 1, 1.089)).T
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -1)
+
+
+@pytest.mark.parametrize(
+    ("classes", "alike", "before", "after"),
+    [(CAMVID, {("building", "pedestrian"), ("sky", "signsymbol")}, 7, 18),
+     (CITYSCAPES, {("fence", "pole"), ("vegetation", "person")}, 7, 7.5)],
+)  # fmt: skip
+def test_outlines_tell_apart_what_colours_do_not(
+    classes: ClassSet, alike: set[tuple[str, str]], before: float, after: float
+) -> None:
+    places, white = seen(list(classes.palette)), seen([(255, 255, 255)])
+    pairs = [(i, j) for i in range(len(classes)) for j in range(i)]
+    colour = {pair: np.linalg.norm(places[pair[0]] - places[pair[1]]) for pair in pairs}
+    assert min(colour.values()) < before, "ΔE, by colour alone"
+    assert min(colour[i, j] for i, j in pairs if classes.small[i] == classes.small[j]) > after, "neither is outlined"
+    assert all(classes.small[classes.index(large)] < classes.small[classes.index(small)] for large, small in alike)
+    assert np.linalg.norm(places - white, axis=1).min() > 25, "an outline that is not seen"
+
+
+def test_small_classes_are_outlined_in_masks_and_legend() -> None:
+    mask = np.full((8, 8), CAMVID.index("building"), np.uint8)
+    rows = []
+    for name in ("tree", "pedestrian"):
+        mask[2:5, 3:6] = CAMVID.index(name)
+        rows.append(grids.GridRow(name, np.zeros((16, 16, 3), np.uint8), {"mask": mask.copy()}))
+    figure = grids.qualitative_grid(rows, CAMVID)
+    plain, outlined = figure.axes[1], figure.axes[3]
+    assert not plain.collections and outlined.get_xlim() == (0, 16) and outlined.get_ylim() == (16, 0)
+    (line,) = outlined.collections[0].get_paths()
+    assert line.get_extents().extents.round().tolist() == [6, 4, 12, 10], "twice the mask's pixels"
+    edges = [matplotlib.colors.to_hex(patch.get_edgecolor()) for patch in figure.legends[0].get_patches()]
+    assert [edge == "#ffffff" for edge in edges] == [name == "pedestrian" for name in legend_of(figure)]
 
 
 # --- rules -------------------------------------------------------------------------------------------------------
@@ -205,11 +255,56 @@ def test_ablations_need_a_legend_only_for_what_there_are_several_of() -> None:
     assert legend_of(three) == ["single path", "single + CRF path", "dual path"]
     both = ablations.ablation_plot(ablation_rows(["single", "dual"], ["value_path", "key_key"]))
     assert legend_of(both) == ["single path", "dual path", "value path masker", "key key masker"]
-    for figure in (one, three, both):
+    every = ablations.ablation_plot(ablation_rows(["dual"], [*get_args(Masker)]))
+    for figure in (one, three, both, every):
         check_readable(figure)
+    looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in three.legends[0].get_lines()}
+    assert all(len(set(ways)) == 3 for ways in list(zip(*looks, strict=True))[1:]), "told apart by colour alone"
+    drawn = {line.get_marker() for line in three.axes[0].lines} - {"|", "None", "D"}
+    assert drawn == {marker for _, marker, _ in looks}
     # The ceiling belongs to no path: it stands in the middle of its row, in ink.
     ends = [line for line in three.axes[0].lines if line.get_marker() == "|"]
     assert set(ends[-1].get_ydata()) == {6} and ends[-1].get_color() == style.INK
+    fills = [(line.get_fillstyle(), line.get_markerfacecolor()) for line in every.legends[0].get_lines()]
+    assert len(fills) == len(set(fills)) == len(get_args(Masker))
+
+
+def test_ablations_say_only_what_is_drawn() -> None:
+    rows = [
+        {"variant": "paper", "path": path, "masker": "naclip", "seed": seed, "miou": miou, "small_miou": 0.1}
+        for path, seed, miou in (("single", 0, 0.2), ("single", 1, 0.3), ("dual", 0, 0.5), ("dual", 1, None))
+    ]
+    assert ablations._means_in_words(rows) == f"{variant_label('paper')} 25.0 to 50.0", "no mean over both paths"
+    assert ablations._means_in_words(rows[:2]).endswith(" 25.0")
+
+
+def ways(**interval: list) -> RunResults:
+    rows = [{"masker": m, "miou": v, "small_miou": None, "seconds": 0.1, "split": "val", "images": 12} | interval
+            for m, v in (("value_path", 0.3), ("naclip", 0.4))]  # fmt: skip
+    return RunResults(Path(), Params(), {}, {}, None, rows, None, {}, {})
+
+
+def test_maskers_are_not_ranked_by_overlapping_intervals() -> None:
+    figure, record = ablations.masker_comparison(ways(miou_interval=[0.25, 0.5], small_miou_interval=[None, None]))
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["value path", "naclip"]
+    spans = [collection.get_segments()[0][:, 0].tolist() for collection in axes.collections]
+    assert spans == [[25, 50]] * 2 and "overlap are not ranked" in record.caption
+    old = ablations.masker_comparison(ways())[1].caption
+    assert "bootstrap" not in old and "12 images do not rank them" in old
+
+
+@pytest.mark.parametrize("iterations", [[5, 9], [1, 2, 3, 4, 5, 6]])
+def test_few_measured_weights_are_no_curve(iterations: list[int]) -> None:
+    rows = [{"iteration": i, "class": c, "weight": 0.5} for i in iterations for c in CAMVID.names]
+    params = Params(dataset="camvid", classes="camvid")
+    run = RunResults(Path(), params, {}, {}, None, None, None, {}, {}, None, {"ours": pd.DataFrame(rows)})
+    figure, record = regions.region_weights(run)
+    curves = [line for line in figure.axes[0].lines if line.get_marker() in ("o", "s")]
+    few = len(iterations) == 2
+    assert len(curves) == 11 and all((line.get_linestyle() == ":") == few for line in curves)
+    assert ("Measured at 2 iterations only (5, 9)" in record.caption) == few
+    assert {line.get_marker() for line in curves} == {"o", "s"}, "small and large told apart by grey alone"
 
 
 def weights_of(values: dict[str, float]) -> pd.DataFrame:
@@ -275,14 +370,15 @@ def test_classes_per_image_have_a_legend_only_beside_other_data() -> None:
     assert alone.axes[0].get_legend() is None and "mean 3.5" in alone.axes[0].get_title()
     named = {text.get_text() for text in beside.axes[0].get_legend().get_texts()}
     assert named == {"this data: mean 3.5", "objects: mean 1.2"}
+    longer = data.classes_per_image(analysed(ANALYSIS, contrast=CONTRAST | {"classes_per_image": [1] * 9}))[0]
+    assert longer.axes[0].get_xlim()[1] > 9.5, "its last bar is cut off"
 
 
-def test_intervals_are_drawn_whole_and_on_top() -> None:
+def test_intervals_are_drawn_whole() -> None:
     one = evaluation("pseudo_masks_global", 0.4, RNG)
     one["iou"][3], one["iou_interval"][3] = None, [None, None]
-    white, ink = scores.iou_bars([one], CAMVID).axes[0].collections
-    assert white.get_linewidth()[0] > ink.get_linewidth()[0] and white.get_zorder() > 1
-    spans = {tuple(np.round(path.vertices[:, 1], 6)) for path in ink.get_paths()}
+    (lines,) = scores.iou_points([one], CAMVID).axes[0].collections
+    spans = {tuple(np.round(path.vertices[:, 1], 6)) for path in lines.get_paths() if not np.isnan(path.vertices).any()}
     known = [v for v in [*one["iou_interval"], one["miou_interval"], one["small_miou_interval"]] if v[0] is not None]
     assert spans == {tuple(np.round(100 * np.array(span), 6)) for span in known}
 

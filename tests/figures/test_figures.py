@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import json
+import io
 import os
 import re
 import shutil
@@ -22,14 +22,16 @@ from small import small_params
 import carblib
 from carblib.base.errors import CarbError
 from carblib.base.files import read_json, write_json, write_text
+from carblib.base.stamps import Stamp, write_stamp
 from carblib.classes import CAMVID
 from carblib.data.label_maps import colour_mask
-from carblib.figures import captions, grids, style
+from carblib.data.mask_folders import read_mask
+from carblib.figures import captions, closer, grids, style
 from carblib.figures import draw as figures
 from carblib.figures.table import FIGURES, TABLE, RunFigure
 from carblib.results import words
 from carblib.results.saved import Missing, RunResults, load_results
-from carblib.variants import variant_label
+from carblib.variants import VARIANTS, variant_label
 
 RNG = np.random.default_rng(1)
 CONTRAST = {"name": "objects", "image_share": [0.1], "classes_per_image": [3, 1], "object_areas": [0.2, 0.3]}
@@ -97,14 +99,39 @@ def test_a_picture_is_current_until_its_results_change(run: Path, tmp_path: Path
     drawn = picture.stat().st_mtime_ns
     figures.draw_all(results, out, only=[row.name], keep=True)
     assert picture.stat().st_mtime_ns == drawn, "drawn twice"
-    os.utime(mine / "maskers.json", (drawn / 1e9 + 9, drawn / 1e9 + 9))
-    assert row.is_current(results, picture), "other results"
     os.utime(mine / "analysis.json", (drawn / 1e9 + 9, drawn / 1e9 + 9))
-    assert not row.is_current(results, picture)
+    write_text(mine / "maskers.json", "[]")
+    assert row.is_current(results, picture), "a copy of the same results, and other results"
+    write_json(mine / "analysis.json", read_json(mine / "analysis.json") | {"images": 4})
+    assert str(row.changes(results, picture)) == "other analysis.json"
     figures.draw_all(results, out, only=[row.name], keep=True)
     assert picture.stat().st_mtime_ns > drawn
+    other = dataclasses.replace(results, params=results.params.updated(lr=0.7))
+    assert str(row.changes(other, picture)) == "other parameters"
+    write_json(out / f"{row.name}.json", read_json(out / f"{row.name}.json") | {"run": "another"})
+    assert str(row.changes(results, picture)) == "of run another"
     (mine / "analysis.json").unlink()
-    assert not row.is_current(results, picture), "of another run"
+    assert row.changes(results, picture) is None
+
+
+def test_a_caption_counts_the_images_that_a_training_learnt_from(tmp_path: Path) -> None:
+    run, row = make_run(tmp_path), FIGURES["region_weights"]
+    before = row.make(load_results(run))[1]
+    write_stamp(run / "train" / "ours" / "stamp.json", Stamp("training", 1, {}, {}, dict.fromkeys("abcdefg", "")))
+    after = row.make(load_results(run))[1]
+    assert (before.images, after.images) == (5, 7) and "(7 images)" in after.source
+    assert before.made_from != after.made_from
+
+
+def test_a_picture_of_images_is_drawn_again_when_they_change(tmp_path: Path) -> None:
+    results, row, picture = load_results(make_run(tmp_path)), FIGURES["samples"], tmp_path / "out" / "samples.png"
+    figures.draw_all(results, picture.parent, only=[row.name])
+    assert row.is_current(results, picture)
+    data = tmp_path / "data"
+    shutil.copy(data / "train" / f"{NAMES[0]}.png", data / "train" / f"{NAMES[1]}.png")
+    assert str(row.changes(results, picture)) == "other images of train"
+    data.rename(tmp_path / "elsewhere")
+    assert row.is_current(results, picture), "results without their data: nothing can be drawn from other images"
 
 
 def test_main_draws_and_says_what_is_missing(
@@ -114,13 +141,14 @@ def test_main_draws_and_says_what_is_missing(
     part.mkdir(parents=True)
     for name in ("params.yaml", "analysis.json"):
         shutil.copy(run / name, part / name)
-    write_json(tmp_path / "contrast.json", CONTRAST)
+    write_json(part / "contrast.json", CONTRAST)
     chosen = ["classes_per_image", "qualitative_grid", "training_curves", "ablations"]
-    assert carb("figures", part, "--out", out, "--contrast", tmp_path / "contrast.json", "--only", *chosen) == 0
+    assert carb("figures", part, "--out", out, "--only", *chosen) == 0
     said = capsys.readouterr().out
     assert [line.split()[0] for line in said.splitlines()] == ["classes_per_image", "training_curves", *chosen[1::2]]
     assert "03_train" in said and "05_ablations" in said and "04_small_object_evaluation" in said
     assert {path.name for path in out.iterdir()} == {f"classes_per_image.{kind}" for kind in ("png", "pdf", "json")}
+    assert "contrast.json" in read_json(out / "classes_per_image.json")["made_from"]
     with pytest.raises(CarbError, match="did you mean 'confusion'"):
         carb("figures", part, "--only", "confusoin")
 
@@ -154,7 +182,8 @@ def test_results_of_other_classes_or_splits_are_not_mixed(run: Path, tmp_path: P
     results = load_results(other)
     assert "pseudo_masks_global" not in results.evaluations
     assert {e["split"] for e in results.evaluations.values()} == {"test"}
-    assert results.validation == {"pseudo_masks_global": on_val}
+    assert results.validation.keys() == {"pseudo_masks_no_labels", "pseudo_masks_global"}
+    assert results.validation["pseudo_masks_global"] == on_val
     assert FIGURES["pseudo_mask_iou"].make(results)[1].split == "val"
     with pytest.raises(Missing, match="notebook 04"):
         FIGURES["gain_over_pseudo_masks"].make(results)
@@ -193,8 +222,20 @@ def test_save_figure_writes_png_pdf_and_record(tmp_path: Path) -> None:
     data = pdf.read_bytes()
     assert b"/FontFile2" in data and b"/Type3" not in data, "fonts must be embedded as TrueType"
     assert b"CreationDate" not in data, "a date makes two equal figures different files"
-    wanted = {"run", "data", "split", "seed", "checkpoint", "images", "version", "caption", "source", "alt"}
-    content = json.loads(record.read_text("utf-8"))
+    wanted = {
+        "run",
+        "data",
+        "split",
+        "seed",
+        "checkpoint",
+        "images",
+        "version",
+        "caption",
+        "source",
+        "alt",
+        "made_from",
+    }
+    content = read_json(record)
     assert set(content) == wanted and content["images"] == 7 and content["data"] == "CamVid"
     assert content["caption"] == "A line."
     assert content["source"].startswith("Data: CamVid, split test (7 images); seed 0; checkpoint train/paper")
@@ -241,14 +282,25 @@ def test_grid_shows_masks_of_the_chosen_images(results: RunResults) -> None:
     figure, record = FIGURES["qualitative_grid"].make(results)
     chosen = grids.pick_rows(results.evaluations["ours"]["per_image"])
     assert all(name in record.caption for name in chosen.values()) and set(chosen.values()) <= set(NAMES)
-    variants = ["pseudo_masks_global", "glv", "carb", "paper", "ours"]  # plain is the first to go
-    titles = [" ".join(axes.get_title().split()) for axes in figure.axes[:7]]
-    assert titles == ["image", *map(variant_label, variants), "exact mask"]
+    # The ablated ones are the first to go.
+    variants = ["pseudo_masks_global", "pseudo_masks_local", "plain", "paper", "ours", "ceiling"]
+    labels = [" ".join(axes.get_xlabel().split()) for axes in figure.axes[:8]]
+    assert [label.rstrip(" .0123456789") for label in labels] == ["image", *map(variant_label, variants), "exact mask"]
+    check_readable(figure)
+    assert min(axes.get_position().width * figure.get_figwidth() for axes in figure.axes) > 1.5, "inches of a panel"
+    assert figure.get_figheight() < 10, "higher than a page"
     best = Path(results.folder, "predictions", "ours", "test", f"{chosen['best']}.png")
     expected = np.asarray(Image.open(best).convert("RGB"))
     np.testing.assert_array_equal(figure.axes[5].images[0].get_array(), expected)
     scores = {row["name"]: row["miou"] for row in results.evaluations["ours"]["per_image"]}
-    assert figure.axes[5].get_xlabel() == f"mIoU {100 * scores[chosen['best']]:.1f}"
+    assert labels[5].endswith(f" {100 * scores[chosen['best']]:.1f}")
+    # In every panel of an image the same part is enlarged, which is framed in the image.
+    truth = np.asarray(Image.open(results.folder.parents[1] / "data" / "testannot" / f"{chosen['best']}.png"))
+    (top, left, bottom, right), name = closer.small_object_box(truth, CAMVID, closer.INSET)
+    assert figure.axes[0].patches[0].get_bbox().extents.tolist() == [left, top, right, bottom]
+    assert CAMVID.index(name) in CAMVID.small_ids and CAMVID.index(name) in truth[top:bottom, left:right]
+    (inset,) = figure.axes[5].child_axes
+    np.testing.assert_array_equal(inset.images[0].get_array(), expected[top:bottom, left:right])
 
 
 def test_grid_columns_are_those_with_masks(run: Path, tmp_path: Path) -> None:
@@ -256,9 +308,13 @@ def test_grid_columns_are_those_with_masks(run: Path, tmp_path: Path) -> None:
     for variant in ("glv", "carb"):
         shutil.rmtree(few / "predictions" / variant)
     figure, record = FIGURES["qualitative_grid"].make(load_results(few))
-    titles = [" ".join(axes.get_title().split()) for axes in figure.axes[:6]]
-    assert titles[1:5] == [variant_label(v) for v in ("pseudo_masks_global", "plain", "paper", "ours")]
-    assert "train/plain, train/paper, train/ours at iteration 100" in record.source and "glv" not in record.checkpoint
+    labels = [" ".join(axes.get_xlabel().split()).rstrip(" .0123456789") for axes in figure.axes[:8]]
+    there = ("pseudo_masks_global", "pseudo_masks_local", "plain", "paper", "ours", "ceiling")
+    assert labels[1:7] == [variant_label(v) for v in there]
+    assert (
+        "train/plain, train/paper, train/ours, train/ceiling at iteration 100" in record.source
+        and "glv" not in record.checkpoint
+    )
     # The network that stands for the run is shown whatever it is called.
     shutil.copytree(few / "predictions" / "ours", few / "predictions" / "plain2")
     own = read_json(few / "evaluation" / "test" / "ours.json") | {"variant": "plain2"}
@@ -266,15 +322,22 @@ def test_grid_columns_are_those_with_masks(run: Path, tmp_path: Path) -> None:
     for variant in ("ours", "paper", "carb", "glv", "plain"):
         (few / "evaluation" / "test" / f"{variant}.json").unlink()
     figure, _ = FIGURES["qualitative_grid"].make(load_results(few))
-    assert "plain2" in [axes.get_title() for axes in figure.axes[:7]]
+    assert any(axes.get_xlabel().startswith("plain2 ") for axes in figure.axes[:8])
+
+
+def test_images_that_do_not_fit_on_a_page_are_left_out() -> None:
+    chosen = dict.fromkeys(("best", "median", "worst", "most small objects"), "a")
+    assert closer._that_fit(chosen, (256, 512), 8) == chosen
+    assert [*closer._that_fit(chosen, (360, 480), 8)] == ["median", "worst", "most small objects"]
+    assert [*closer._that_fit(chosen, (4000, 480), 8)] == ["most small objects"]
 
 
 def test_mask_examples_and_similarity_maps_show_what_was_saved(results: RunResults) -> None:
     figure, record = FIGURES["mask_examples"].make(results)
     titles = [axes.get_title() for axes in figure.axes[:5]]
     assert titles == ["image", "no labels", "with labels", "local views", "exact mask"]
-    saved = np.load(results.folder / "mask_examples.npz")
-    np.testing.assert_array_equal(figure.axes[6].images[0].get_array(), colour_mask(saved["no_labels"][1], CAMVID))
+    saved = read_mask(results.folder / "pseudo_masks_no_labels" / "val", NAMES[2], CAMVID)
+    np.testing.assert_array_equal(figure.axes[6].images[0].get_array(), colour_mask(saved, CAMVID))
     assert record.images == 2 and "2 of 5 images, chosen by rule" in record.source
     assert all(name in record.caption for name in NAMES[1:3])
     figure, record = FIGURES["similarity_maps"].make(results)
@@ -285,6 +348,8 @@ def test_mask_examples_and_similarity_maps_show_what_was_saved(results: RunResul
     figure, record = FIGURES["mask_examples"].make(told)
     assert [axes.get_title() for axes in figure.axes[1:3]] == ["whole image", "local views"]
     assert "without image-level labels" in record.caption
+    with pytest.raises(Missing, match="^pseudo_masks/val/gone.png is missing; notebook 02"):
+        grids._ways(told, captions.open_data(told, "val"), "gone")
 
 
 def test_results_without_their_dataset_are_missing_not_damaged(
@@ -300,6 +365,24 @@ def test_results_without_their_dataset_are_missing_not_damaged(
     (tmp_path / "elsewhere").mkdir()  # a folder of the right name that holds something else
     assert carb("figures", far, "--out", tmp_path / "out", "--only", *pictures) == 0
     assert "FAILED" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name", ["ablations", "classes_per_image", "confusion", "masker_comparison", "region_weights", "reliability_curves",
+             "training_curves"],
+)  # fmt: skip
+def test_colours_mean_variants_and_classes_only(results: RunResults, name: str) -> None:
+    figure, _ = FIGURES[name].make(results)
+    picture = np.asarray(Image.open(io.BytesIO(style.rendered(figure, "png", 60, {}))).convert("RGB")).astype(int)
+    assert np.ptp(picture, axis=-1).max() == 0, "a hue that would be taken for a variant"
+
+
+def test_variants_have_a_marker_of_their_own_in_every_figure() -> None:
+    rows = [variant for name, variant in VARIANTS.items() if name != "pseudo_masks"]
+    assert len({row.marker for row in rows}) == len({row.colour for row in rows}) == len(rows)
+    assert not {row.marker for row in rows} & set(style.MARKERS)
+    markers = style.variant_markers(["mine", "ours", "other"])
+    assert markers["ours"] == VARIANTS["ours"].marker and len(set(markers.values())) == 3
 
 
 def test_records_say_what_they_rest_on(results: RunResults) -> None:
@@ -321,6 +404,14 @@ def test_ties_are_named(results: RunResults) -> None:
     tied.loc[tied["class"].isin(["car", "pole", "sky"]) & (tied["iteration"] == 80), "weight"] = 0.901
     changed = dataclasses.replace(results, region_weights={"ours": tied})
     assert "largest for sky, pole and car (0.9)." in FIGURES["region_weights"].make(changed)[1].alt
+
+
+def test_a_class_of_no_pixel_is_not_the_least_found(results: RunResults) -> None:
+    counts = np.array(results.evaluations["ours"]["confusion"])
+    counts[2], counts[3, 4], counts[3, 3] = 0, counts[3].sum(), 0
+    changed = results.evaluations | {"ours": results.evaluations["ours"] | {"confusion": counts.tolist()}}
+    alt = FIGURES["confusion"].make(dataclasses.replace(results, evaluations=changed))[1].alt
+    assert alt.endswith(f"least found: {CAMVID.names[3]}, 0 % of its pixels.")
 
 
 def test_record_of_a_trained_network_names_its_checkpoint(results: RunResults) -> None:

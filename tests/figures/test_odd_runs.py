@@ -17,16 +17,16 @@ from matplotlib.text import Text
 from PIL import Image
 
 from carblib.base.errors import CarbError
-from carblib.base.files import read_json, write_json, write_text
+from carblib.base.files import read_json, read_rows, write_json, write_text
 from carblib.classes import CAMVID, class_set
 from carblib.figures import draw
-from carblib.figures.captions import save_figure
 from carblib.figures.style import new_figure, paper_style, rendered
 from carblib.figures.table import FIGURES, TABLE
 from carblib.results.saved import Missing, load_results
 from carblib.results.tables import write_tables
 from carblib.small_objects import join, match_objects, object_table
 
+DRAFT = 40  # dpi: all is drawn and laid out as in the files, in a tenth of the pixels
 NOTHING = [None] * 11
 ODD = ["$x_1$", "a & b", "100 %", "<b>x</b>", "#1", "naïve", "знак", "σ^2", "back\\slash", "{}", "$"]
 
@@ -73,7 +73,8 @@ def bare_run(root: Path, small: tuple[int, ...], nothing: bool) -> Path:
     changed(run / "analysis.json", analysis)
     for name in ("maskers", "ablations"):
         rows = [
-            row | {"small_miou": None} | ({"miou": None} if nothing else {}) for row in read_json(run / f"{name}.json")
+            row | {"small_miou": None} | ({"miou": None} if nothing else {})
+            for row in read_rows(run / f"{name}.json", ())
         ]
         write_json(run / f"{name}.json", rows)
     for path in run.glob("train/*/*.csv") if nothing else ():
@@ -89,9 +90,16 @@ def bare_run(root: Path, small: tuple[int, ...], nothing: bool) -> Path:
 @pytest.mark.parametrize(
     ("small", "nothing", "missing"),
     [
-        ((), False, {"object_size_curves": "no class counts as small", "zoom_recovers": "no class counts as small"}),
-        ((2, 7), False, {"object_size_curves": "no small class has an object", "zoom_recovers": "no small class"}),
+        ((), False, {
+            "closer_look": "no image has a small object", "object_size_curves": "no class counts as small",
+            "zoom_recovers": "no class counts as small",
+        }),
+        ((2, 7), False, {
+            "closer_look": "no image has a small object", "object_size_curves": "no small class has an object",
+            "zoom_recovers": "no small class",
+        }),
         ((2, 7), True, {
+            "closer_look": "no image has a small object",
             "object_sizes": "no class is in its masks", "iou_per_class": "no pixel of split test has a class",
             "pseudo_mask_iou": "no pixel of split val has a class", "confusion": "no pixel",
             "object_size_curves": "no small", "zoom_recovers": "no small", "gain_over_pseudo_masks": "no pixel",
@@ -105,7 +113,7 @@ def test_figures_with_nothing_to_show_say_so(tmp_path, small, nothing, missing):
     for row in TABLE:
         try:
             figure, record = row.make(results)
-            save_figure(figure, tmp_path / "out" / row.name, record)
+            rendered(figure, "png", DRAFT, {})
             assert "nan" not in record.alt
         except Missing as error:
             found[row.name] = str(error)
@@ -142,9 +150,9 @@ def test_a_matplotlibrc_does_not_leak_in(tmp_path):
         "axes.facecolor": "red",
     }
     for name in ("class_frequency", "iou_per_class", "region_weights", "training_curves"):
-        plain = rendered(FIGURES[name].make(results)[0], "png", 60, {})
+        plain = rendered(FIGURES[name].make(results)[0], "png", DRAFT, {})
         with matplotlib.rc_context(settings):
-            assert rendered(FIGURES[name].make(results)[0], "png", 60, {}) == plain
+            assert rendered(FIGURES[name].make(results)[0], "png", DRAFT, {}) == plain
             assert matplotlib.rcParams["text.usetex"]  # the user's own figures stay as they were
 
 
@@ -163,11 +171,11 @@ def test_class_names_come_out_as_they_are(tmp_path, monkeypatch):
     results, seen = load_results(run), set()
     for row in TABLE:
         try:
-            figure, record = row.make(results)
+            figure = row.make(results)[0]
         except Missing as error:
             assert "the masks of dataset camvid are in the classes of" in str(error)  # pictures of the data
             continue
-        save_figure(figure, tmp_path / "out" / row.name, record)
+        rendered(figure, "png", DRAFT, {})
         for text in figure.findobj(Text):
             seen |= {name for name in ODD if name in text.get_text()}
             assert not text.get_parse_math() or text.get_gid() == "footnote" or not text.get_text(), text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -20,12 +21,15 @@ from carblib.base import files
 PATIENCE = 120_000  # ms; a quiet machine needs a tenth of it
 SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
-    "notebook-extension/tracker": {"autoStartDefaultKernel": True},
+    "notebook-extension/tracker": {"autoStartDefaultKernel": True, "windowingMode": "none"},
 }
-PICTURE = "img.carblib-picture"
-# The picture's pixels, small: what a person would see, whatever address it is shown from.
-PIXELS = """img => { const canvas = document.createElement('canvas'); canvas.width = 300; canvas.height = 150;
-canvas.getContext('2d').drawImage(img, 0, 0, 300, 150); return canvas.toDataURL(); }"""
+VIEWER = ".carblib-viewer"
+NAMED = ("button combobox textbox slider spinbutton checkbox image img table toolbar group figure dialog "
+         "DisclosureTriangle columnheader rowheader region complementary").split()  # fmt: skip
+# What a panel's canvas shows, small: what a person would see of it.
+PIXELS = """([viewer, panel, layer]) => { const canvas = document.createElement('canvas');
+canvas.width = 300; canvas.height = 150; const shown = viewer.querySelector(`[data-panel=${panel}] .${layer}`);
+canvas.getContext('2d').drawImage(shown, 0, 0, 300, 150); return canvas.toDataURL(); }"""
 
 
 def chromium() -> str | None:
@@ -40,7 +44,7 @@ def jupyter_lab(root: Path, home: Path, folder: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     token, own = secrets.token_hex(16), folder / "jupyter"
     for name, setting in SETTINGS.items():
-        files.write_json(own / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings", setting)
+        files.write_text(own / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings", json.dumps(setting))
     variables = {"CARB_HOME": str(home), "OMP_NUM_THREADS": "1", "JUPYTERLAB_SETTINGS_DIR": str(own / "settings")}
     for name in ("CONFIG", "DATA", "RUNTIME"):
         variables[f"JUPYTER_{name}_DIR"] = str(own / name.lower())
@@ -88,14 +92,14 @@ def open_page(width: int, height: int) -> Iterator[object]:
 
 
 def run_all(page: object, address: str) -> None:
-    """Run a notebook until the explorer's picture is there.
+    """Run a notebook until the explorer shows an image and what CLIP and the network say of it.
 
     JupyterLab on a busy machine may have no kernel yet, and asks which one to take; or it connects to its kernel twice,
     and what it was asked in between is lost: the cells, or the models of the widgets. Then the page is loaded anew.
     """
     idle = '.jp-NotebookPanel [data-status="idle"]'
     begun, asked = time.monotonic(), None
-    while not page.locator(PICTURE).count():
+    while not page.locator(VIEWER).count():
         now = time.monotonic()
         assert now < begun + PATIENCE / 1000, "the explorer did not appear"
         if page.locator(".jp-Dialog").count():
@@ -103,53 +107,105 @@ def run_all(page: object, address: str) -> None:
         elif asked is None or now > asked + 15 and page.locator(idle).count():
             page.goto(address)
             page.wait_for_selector(idle)
-            page.click('.lm-MenuBar-itemLabel:text-is("Run")')
-            page.click('.lm-Menu-itemLabel:text-is("Run All Cells")')
+            press_run_all(page)
             asked = time.monotonic()
         page.wait_for_timeout(200)
-    page.wait_for_function(f"document.querySelector('{PICTURE}').naturalWidth > 0")
-    page.locator(PICTURE).scroll_into_view_if_needed()
+    Seen(page).whole()
+    page.locator(VIEWER).scroll_into_view_if_needed()
 
 
-class Watched:
-    """The explorer's picture on a page: tells when it has become another one."""
+def press_run_all(page: object) -> None:
+    page.click('.lm-MenuBar-itemLabel:text-is("Run")')
+    page.click('.lm-Menu-itemLabel:text-is("Run All Cells")')
+
+
+class Seen:
+    """The explorer's viewer on a page, moved and read as a person does."""
 
     def __init__(self, page: object):
-        self.page, self.picture = page, page.locator(PICTURE)
-        self.before = self.picture.evaluate(PIXELS)
+        self.page, self.viewer = page, page.locator(VIEWER)
 
-    def wait_for_change(self) -> None:
-        until = time.monotonic() + PATIENCE / 1000
-        while (now := self.picture.evaluate(PIXELS)) == self.before:
-            assert time.monotonic() < until, "the picture stayed as it was"
-            self.page.wait_for_timeout(10)
-        self.before = now
+    def whole(self) -> None:
+        """Wait until an image and all of its maps are drawn."""
+        self.until("viewer.dataset.drawn?.endsWith('whole')")
+
+    def until(self, condition: str, arg: object = None) -> None:
+        """Wait for a condition on `viewer` (an element) and `arg`, in JavaScript."""
+        wait = f"arg => {{ const viewer = document.querySelector('{VIEWER}'); return viewer && ({condition}); }}"
+        self.page.wait_for_function(wait, arg=arg, polling=10)
 
     def settle(self) -> None:
-        """Wait until no late picture comes any more: what changes from here on answers what is done from here on."""
-        now = None
-        while now != self.before:
-            self.before = now
-            self.page.wait_for_timeout(500)
-            now = self.picture.evaluate(PIXELS)
+        """Let the page draw what was asked of it."""
+        self.page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
-    def at(self, x: float, y: float) -> tuple[float, float]:
-        box = self.picture.bounding_box()
+    def drawn(self) -> str:
+        return self.viewer.get_attribute("data-drawn")
+
+    def key(self, key: str) -> float:
+        """Press a key and return the seconds until the next drawing, which a map that comes late may have asked for."""
+        self.settle()
+        before, begun = self.drawn(), time.perf_counter()
+        self.page.keyboard.press(key)
+        self.until("viewer.dataset.drawn !== arg", before)
+        taken = time.perf_counter() - begun
+        self.settle()  # the key's own
+        return taken
+
+    def go(self, key: str) -> float:
+        """Press a key that leads to another image and return the seconds until it is drawn."""
+        before, begun = self.drawn().split()[1], time.perf_counter()
+        self.page.keyboard.press(key)
+        self.until("viewer.dataset.drawn.split(' ')[1] !== arg", before)
+        return time.perf_counter() - begun
+
+    def pixels(self, panel: str, layer: str = "over") -> str:
+        return self.page.evaluate(PIXELS, [self.viewer.element_handle(), panel, layer])
+
+    def stage(self, panel: str) -> object:
+        return self.viewer.locator(f'[data-panel="{panel}"] .stage')
+
+    def at(self, panel: str, x: float, y: float) -> tuple[float, float]:
+        """Where on the page a point of a panel is; x and y are shares of it and may lie outside."""
+        box = self.stage(panel).bounding_box()
         return box["x"] + x * box["width"], box["y"] + y * box["height"]
 
-    def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
-        self.page.mouse.move(*self.at(*start))
+    def point(self, panel: str, x: float, y: float) -> str:
+        """Point at a panel and return what the readout says."""
+        self.page.mouse.move(*self.at(panel, x, y))
+        return self.viewer.locator(".readout").inner_text()
+
+    def drag(self, panel: str, *points: tuple[float, float]) -> None:
+        self.page.mouse.move(*self.at(panel, *points[0]))
         self.page.mouse.down()
-        self.page.mouse.move(*self.at(*end), steps=5)
+        for point in points[1:]:
+            self.page.mouse.move(*self.at(panel, *point), steps=4)
         self.page.mouse.up()
+
+    def panels(self) -> list[str]:
+        """Return the ids of the panels that are shown."""
+        return self.viewer.locator(".panel").evaluate_all("panels => panels.map(panel => panel.dataset.panel)")
+
+    def look(self, name: str) -> str:
+        return self.viewer.locator(name).first.inner_text()
+
+
+def nameless(page: object, selector: str) -> list[str]:
+    """Return what a screen reader meets without a name below an element, from Chromium's accessibility tree."""
+    session = page.context.new_cdp_session(page)
+    found = session.send("Runtime.evaluate", {"expression": f"document.querySelector({json.dumps(selector)})"})
+    place, seen = {"objectId": found["result"]["objectId"]}, []
+    for role in NAMED:
+        nodes = session.send("Accessibility.queryAXTree", {**place, "role": role})["nodes"]
+        bare = [node for node in nodes if not node["ignored"] and not node.get("name", {}).get("value", "").strip()]
+        for node in bare:
+            shown = session.send("DOM.getOuterHTML", {"backendNodeId": node["backendDOMNodeId"]})["outerHTML"]
+            seen.append(f"{role}: {shown[:200]}")
+    assert session.send("Accessibility.queryAXTree", {**place, "role": "button"})["nodes"]
+    return seen
 
 
 def control(page: object, label: str) -> object:
     return page.locator(".jupyter-widgets", has=page.locator(f'.widget-label:text-is("{label}")')).last
-
-
-def press_slider(page: object, label: str, key: str) -> None:
-    control(page, label).locator(".noUi-handle").press(key)
 
 
 def enter(page: object, label: str, text: str) -> None:

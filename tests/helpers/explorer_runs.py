@@ -14,17 +14,19 @@ from small import small_params
 
 from carblib.base import files
 from carblib.explore.explorer import Explorer, ExplorerState
-from carblib.explore.views import render_view, view_of
+from carblib.explore.views import view_of
 from carblib.network import build_network
 from carblib.params import Params
 from carblib.scenes.folders import write_scenes
-from carblib.stages.evaluate import evaluation_path
+from carblib.small_objects import Objects
+from carblib.stages.evaluate import _write_per_image, evaluation_path
 
 SIZE = (64, 128)
 
 
 def tiny_params(**changes: object) -> Params:
-    tiny = {"run": "tiny", "root": "data/tiny", "image_size": SIZE, "crop": SIZE, "patch": (32, 24), "scenes_val": 3}
+    tiny = {"run": "tiny", "root": "data/tiny", "image_size": SIZE, "crop": SIZE, "patch": (32, 24)}
+    tiny |= {"scenes_train": 1, "scenes_val": 3, "scenes_test": 1}
     return small_params(**{**tiny, "backbone_weights": "random", "aspp_dilations": (1, 2)}).updated(**changes)
 
 
@@ -42,7 +44,11 @@ def write_evaluation(params: Params, variant: str, split: str, miou: list, recal
         for number, (one, other) in enumerate(zip(miou, recall, strict=True), 1)
     ]
     evaluation = {"split": split, "class_names": list(params.class_set.names), "per_image": rows}
-    files.write_json(evaluation_path(params, variant, split), evaluation)
+    path, classes = evaluation_path(params, variant, split), len(params.class_set)
+    nothing = Objects(*(np.zeros(0, kind) for kind in (int, int, int, bool, float)))
+    counts = np.zeros((len(rows), classes, classes + 1), int)
+    files.write_json(path, evaluation | {"confusion": counts.sum(0).tolist()})
+    _write_per_image(path.with_suffix(".npz"), counts, [nothing] * len(rows))
 
 
 @contextmanager
@@ -56,5 +62,7 @@ def explorer_home(root: Path) -> Iterator[Path]:
         yield root
 
 
-def picture(explorer: Explorer, state: ExplorerState) -> np.ndarray:
-    return render_view(view_of(explorer, state))
+def picture(explorer: Explorer, state: ExplorerState) -> list:
+    """Everything a figure of a state shows, to be compared."""
+    view = view_of(explorer, state)
+    return [(panel.title, panel.picture.tobytes()) for panel in view.panels] + [view.legend, view.box, view.pixel]

@@ -16,13 +16,20 @@ from matplotlib.text import Text
 from small import small_params
 
 from carblib import __version__
-from carblib.base import files
+from carblib.base import files, images
+from carblib.base.stamps import Stamp, write_stamp
 from carblib.classes import CAMVID
 from carblib.figures.style import paper_style
 
 SIZE = (32, 64)
 NAMES = [f"{i:06d}" for i in range(1, 6)]
+MASKS = {
+    "pseudo_masks_no_labels": "pseudo_masks_no_labels",
+    "pseudo_masks_global": "pseudo_masks",
+    "pseudo_masks_local": "pseudo_masks_local",
+}
 SCORES = {
+    "pseudo_masks_no_labels": 0.3,
     "pseudo_masks_global": 0.4,
     "pseudo_masks_local": 0.5,
     "plain": 0.55,
@@ -44,13 +51,11 @@ def make_run(root: Path, **changes: Any) -> Path:
     truths = write_data(root / "data", rng)
     for variant, score in SCORES.items():
         files.write_json(run / "evaluation" / "test" / f"{variant}.json", evaluation(variant, score, rng))
-        folder = {"pseudo_masks_global": "pseudo_masks", "pseudo_masks_local": "pseudo_masks_local"}.get(
-            variant, f"predictions/{variant}"
-        )
+        folder = MASKS.get(variant, f"predictions/{variant}")
         for name in NAMES:
             noise = rng.integers(0, 11, SIZE).astype(np.uint8)
             mask = np.where(rng.random(SIZE) < score, truths[name] % 11, noise).astype(np.uint8)
-            files.write_index_png(run / folder / "test" / f"{name}.png", mask, CAMVID.palette)
+            images.write_index_png(run / folder / "test" / f"{name}.png", mask, CAMVID.palette)
     write_masks_of_val(run, truths, rng)
     for variant in ("plain", "paper", "ours"):
         write_training(run / "train" / variant, variant, rng)
@@ -67,15 +72,16 @@ def make_run(root: Path, **changes: Any) -> Path:
 
 def write_masks_of_val(run: Path, truths: dict[str, np.ndarray], rng: np.random.Generator) -> None:
     """Write what notebook 02 leaves of the validation split: masks, their evaluations, and what its figures need."""
-    for kind in ("global", "local"):
-        variant, folder = f"pseudo_masks_{kind}", "pseudo_masks" if kind == "global" else "pseudo_masks_local"
+    for variant, folder in MASKS.items():
         files.write_json(
             run / "evaluation" / "val" / f"{variant}.json", evaluation(variant, SCORES[variant], rng, "val")
         )
+        write_stamp(run / folder / "val" / "stamp.json", Stamp("pseudo-masks", 1, {}))
         for name in NAMES:
-            files.write_index_png(run / folder / "val" / f"{name}.png", truths[name] % 11, CAMVID.palette)
-    noise = rng.integers(0, 11, (2, *SIZE)).astype(np.uint8)
-    write_npz(run / "mask_examples.npz", split="val", rules=["best", "worst"], names=NAMES[1:3], no_labels=noise)
+            mask = (truths[name] + [*MASKS].index(variant)) % 11
+            images.write_index_png(run / folder / "val" / f"{name}.png", mask.astype(np.uint8), CAMVID.palette)
+    noise = rng.integers(0, 11, (1, *SIZE)).astype(np.uint8)
+    write_npz(run / "mask_examples.npz", split="val", rules=["best", "worst"], names=NAMES[1:3])
     words, similarity = ["pole", "sky"], rng.random((2, 4, 8)).astype(np.float32)
     write_npz(
         run / "similarity_maps.npz", split="val", name=NAMES[0], words=words, similarity=similarity, mask=noise[0]
@@ -95,8 +101,8 @@ def write_data(root: Path, rng: np.random.Generator) -> dict[str, np.ndarray]:
     for split in ("train", "val", "test"):
         for name in NAMES:
             mask = np.repeat(np.repeat(rng.integers(0, 12, (4, 8)), 8, 0), 8, 1).astype(np.uint8)
-            files.write_image(root / split / f"{name}.png", rng.integers(0, 255, (*SIZE, 3)).astype(np.uint8))
-            files.write_image(root / f"{split}annot" / f"{name}.png", mask)
+            images.write_image(root / split / f"{name}.png", rng.integers(0, 255, (*SIZE, 3)).astype(np.uint8))
+            images.write_image(root / f"{split}annot" / f"{name}.png", mask)
             truths[name] = mask
     return truths
 

@@ -43,9 +43,11 @@ def evaluation(variant: str, ious: list[float], low: float = 0.0, high: float = 
     }  # fmt: skip
 
 
-def test_zooming_gives_scores_and_objects_of_both() -> None:
+def test_masks_are_told_by_scores_and_objects() -> None:
     zoomed = evaluation("l", [0.3] * 11) | {"small_miou": None, "objects": {"total": {"recall": 0.75}}}
-    numbers = re.findall(r"[\d.]+\d|–", findings.of_zooming(evaluation("g", [0.2] * 11), zoomed))
+    whole = evaluation("g", [0.2] * 11)
+    said = findings.of_masks({"pseudo_masks_global": whole, "pseudo_masks_local": zoomed})
+    numbers = re.findall(r"[\d.]+\d|–", said)
     assert numbers == ["20.0", "20.0", "50.0", "30.0", "–", "75.0"]
 
 
@@ -82,6 +84,23 @@ def test_training_table() -> None:
     assert [*row[regions]] == ["50.0", "80.0", "40.0"]
     assert [*table.loc[variant_label("ceiling"), regions]] == ["–"] * 3, "it learns from true masks"
     assert findings.training_table(run(weight=np.nan))["λ"].unique().tolist() == ["–"]
+
+
+def test_the_conclusion_names_the_best_network_and_is_honest_about_it() -> None:
+    def scored(**scores: float) -> str:
+        return findings.conclusion(run({v: evaluation(v, [x] * 11, x - 0.02, x + 0.02) for v, x in scores.items()}))
+
+    said = scored(pseudo_masks_global=0.5, plain=0.2, paper=0.4, ours=0.3, ceiling=0.6)
+    assert said.startswith("On 5 images of rendered scenes, GLV + CARB (paper) reaches 40.0 % mIoU, 40.0 % on small")
+    gaps = "20.0 above plain cross-entropy, 10.0 below CLIP's masks (which are told each image's labels) and 20.0 below"
+    assert gaps in said and "overlap" not in said
+    assert "1.0 above plain cross-entropy (intervals overlap)." in scored(plain=0.39, paper=0.4)
+    assert "not clearly better than GLV + CARB per class (ours)" in scored(ours=0.39, paper=0.4)
+    assert (
+        scored(pseudo_masks_global=0.5)
+        == "On 5 images of rendered scenes, CLIP masks reaches 50.0 % mIoU, 50.0 % on small classes."
+    )
+    assert scored() == ""
 
 
 def test_evaluation_compares_on_one_split_and_says_where_intervals_overlap() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cells import have_run
 from commands import carb
 from fake_run import evaluation, make_run
 from places import REPOSITORY
@@ -23,7 +24,7 @@ from carblib.figures import draw, table
 from carblib.figures.captions import Drawn, figure_record
 from carblib.figures.style import new_figure
 from carblib.params import load_params
-from carblib.results.saved import RunResults
+from carblib.results.saved import RunResults, load_results
 from carblib.run import batch, notebook
 from carblib.run.headless import NotebookFailed
 
@@ -182,7 +183,8 @@ def test_a_batch_draws_each_figure_and_writes_each_table_once(
 
     def execute(source: Path, output: Path, parameters: dict) -> None:
         """Bring the results that the notebook's figures need, then show the figures that it names."""
-        params = notebook.start(parameters, source.stem)
+        have_run(monkeypatch, **parameters)
+        params = notebook.start(source.stem)
         for row in (row for row in table.TABLE if row.notebook == source.stem):
             for path in (path for need in row.needs for path in made.glob(need.format(val="val"))):
                 target = params.run_dir / path.relative_to(made)
@@ -231,6 +233,16 @@ def test_overview_lists_every_run_and_variant(project: Project) -> None:
     assert table[0] == ["variant", "a", "b"]
     assert ["plain", "25.0", "/", "25.0"] in table
     assert ["paper", "50.0", "/", "50.0", "–", "/", "–"] in table
+
+
+def test_a_damaged_evaluation_fails_its_run_alone(project: Project, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    files.write_text(project.root / "runs/a/evaluation/test/plain.json", "{")
+    params = load_params(project.root / "params/a.yaml")
+    monkeypatch.setattr(batch.report, "write_report", lambda run_dir: load_results(run_dir, params))
+    assert project.run("params/a.yaml", "params/b.yaml") == 1
+    said = capsys.readouterr().out
+    assert "FAILED a: report: " in said and "plain.json" in said
+    assert "report of b: " in said and "all runs: " in said
 
 
 def test_done_marker_holds_what_was_run(project: Project) -> None:

@@ -13,7 +13,8 @@ import nbformat
 import pytest
 
 from carblib.base.errors import CarbError
-from carblib.run.headless import NotebookFailed, execute, publish, render_html
+from carblib.run.headless import NotebookFailed, execute, render_html
+from carblib.run.publish import kept
 
 pytestmark = pytest.mark.slow
 
@@ -54,11 +55,11 @@ def test_runs_in_this_python_and_in_the_project(project: Path, capsys: pytest.Ca
     assert 'alt="a street"' in page
     assert 'src="http' not in page and "import(" not in page, "nothing is fetched from the network"
 
-    publish(project / "out" / "out.ipynb", project / "kept.ipynb")
-    before, after = nbformat.read(source, 4), nbformat.read(project / "kept.ipynb", 4)
+    text = kept(project / "out" / "out.ipynb")
+    before, after = nbformat.read(source, 4), nbformat.reads(text, 4)
     assert [cell.source for cell in after.cells] == [cell.source for cell in before.cells]
     assert [cell.get("execution_count") for cell in after.cells] == [None, 1, 2, 3]
-    assert "papermill" not in (project / "kept.ipynb").read_text()
+    assert "papermill" not in text
     assert after.cells[1].metadata.tags == ["parameters"] and "bold" in str(after.cells[-1].outputs)
     picture, bold = after.cells[-1].outputs
     assert picture.metadata["image/png"]["alt"] == "a street" and "a street" not in str(bold)
@@ -70,9 +71,10 @@ def test_failing_cell_is_named(project: Path) -> None:
     with pytest.raises(NotebookFailed, match=r"cell \[4\] ValueError: two lines"):
         execute(source, project / "out.ipynb", {"x": 2})
     with pytest.raises(CarbError, match="holds an error"):
-        publish(project / "out.ipynb", project / "kept.ipynb")
-    assert not (project / "kept.ipynb").exists()
-    assert "never" not in str(nbformat.read(project / "out.ipynb", 4).cells[-1].outputs)
+        kept(project / "out.ipynb")
+    cells = nbformat.read(project / "out.ipynb", 4).cells
+    assert "never" not in str(cells[-1].outputs)
+    assert cells[0].source == "> **This run failed.** cell [4] ValueError: two lines"
 
 
 def test_training_that_was_interrupted_is_no_failure(project: Path) -> None:

@@ -6,9 +6,11 @@ import errno
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from cells import have_run
 from places import REPOSITORY
 from small import small_params
 
@@ -52,18 +54,56 @@ def test_start_says_in_one_line_what_cannot_be_read(home: Path, monkeypatch: pyt
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/closed/x.yaml")
 
     monkeypatch.setattr(notebook, "notebook_params", refused)
+    have_run(monkeypatch, params_file="x.yaml")
     with pytest.raises(CarbError, match="^/closed/x.yaml: permission denied; "):
-        notebook.start({}, "01_x")
+        notebook.start("01_x")
 
 
-def test_start_says_what_captions_need_not_repeat(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    params = notebook.start({"params_file": write_params(home)}, "01_x")
+def test_start_asks_for_what_the_work_needs_before_it_begins(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
+    have_run(monkeypatch, params_file=write_params(home), path="single", crf=True)
+    with pytest.raises(CarbError, match="^crf: pydensecrf is not installed"):
+        notebook.start("02_x")
+    notebook.start("00_x", writes=False)
+
+
+def test_start_says_what_captions_need_not_repeat(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    have_run(monkeypatch, params_file=write_params(home))
+    params = notebook.start("01_x")
     said = "run 'tiny'; data: rendered scenes; CLIP: a small one trained on rendered scenes only; seed 3; carblib "
     assert capsys.readouterr().out == f"01_x: {said}{__version__}\n"
     path = params.run_dir / "params.yaml"
     os.utime(path, (1, 1))
-    notebook.start({"params_file": write_params(home)}, "02_x")
+    notebook.start("02_x")
     assert path.stat().st_mtime == 1, "what did not change keeps its age, by which pictures are judged"
+
+
+def test_parameters_are_what_the_parameters_cells_hold() -> None:
+    cell, injected = 'params_file: str = "a.yaml"  # which\nlr: float = None\nrun = "x"', '# Parameters\nrun = "y"\n'
+    assert notebook.parameters_in([cell, "seed = 5\nbits = 3.0"]) == {"params_file": "a.yaml", "lr": None, "run": "x"}
+    assert notebook.parameters_in([cell, injected, "run = 'scratch'"])["run"] == "y"
+    edited = 'params_file = "b.yaml"\nseed = -1'
+    assert notebook.parameters_in([cell, injected, edited]) == {"run": "y", "params_file": "b.yaml", "seed": -1}
+    later = notebook.parameters_in([cell, injected, cell])
+    assert later["run"] == "x", "the cell that ran last wins"
+    assert notebook.parameters_in(["%matplotlib", "not python", cell])["params_file"] == "a.yaml"
+
+
+@pytest.mark.parametrize("cell, words", [("run = 'x'", "run the parameters cell"), ("params_file = name()", "name()")])
+def test_cells_without_parameters_are_refused(cell: str, words: str) -> None:
+    with pytest.raises(CarbError, match="^params_file: ") as refusal:
+        notebook.parameters_in([cell])
+    assert words in str(refusal.value)
+
+
+def test_start_says_what_the_notebook_changes(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    have_run(monkeypatch, params_file=write_params(home), lr=0.02, seed=None)
+    assert notebook.start("01_x").lr == 0.02
+    assert capsys.readouterr().out.endswith("; changed here: lr 0.02\n")
 
 
 def write_params(home: Path) -> str:

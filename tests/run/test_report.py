@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import dataclasses
 import re
 import shutil
 import subprocess
@@ -12,16 +12,22 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from fake_run import evaluation, make_run
+from commands import carb
+from fake_run import NAMES, SCORES, evaluation, make_run
 from PIL import Image
 from small import small_params
 
 from carblib.base.errors import CarbError
-from carblib.base.files import read_json, write_image, write_json, write_text
+from carblib.base.files import read_json, write_json, write_text
+from carblib.base.images import write_image
+from carblib.data.readers import open_split
 from carblib.figures import captions
+from carblib.figures.table import FIGURES
 from carblib.params import Params
+from carblib.results.findings import conclusion
 from carblib.results.saved import load_results
-from carblib.run import report, report_checks
+from carblib.run import index, report, report_checks
+from carblib.stages.evaluate import evaluate_folder
 from carblib.variants import variant_label
 
 CHROMIUM = next(
@@ -74,6 +80,9 @@ def add_figure(project: Path, name: str, caption: str, size: int = 20) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (size, size, 3)).astype(np.uint8)
     write_image(project / "figures" / "tiny" / f"{name}.png", noise)
     record = captions.figure_record(small_params(run="tiny"), caption, f'Alt of "{name}".', "test", 5)
+    if name in FIGURES:
+        made_from = FIGURES[name].made_from(load_results(project / "runs" / "tiny"))
+        record = dataclasses.replace(record, made_from=made_from)
     write_json(project / "figures" / "tiny" / f"{name}.json", vars(record))
 
 
@@ -118,11 +127,12 @@ def test_parameters_that_differ_from_the_defaults_are_set_off() -> None:
 def test_changed_parameters_come_first_and_defaults_once(project: Path) -> None:
     text = report.write_report(project / "runs" / "tiny").read_text("utf-8")
     table, rest = text.split('id="parameters"')[1].split("All others have their default")
-    assert '<td class="key">warmup</td><td class="value">60</td><td class="value faint">16000</td>' in table
-    assert '<td class="key">flip</td>' not in table and "<code>flip: <b>0.5</b></code>" in rest
+    assert '<th class="key" scope="row">warmup</th><td class="value">60</td><td class="value faint">16000</td>' in table
+    assert '<th class="key" scope="row">flip</th>' not in table and "<code>flip: <b>0.5</b></code>" in rest
     assert "warmup:" not in rest
-    page = report._template("report.html.j2").render(
-        run="x", badges=[], cards=[], warnings=[], trainings=[], evaluations=None, notebooks=[], sections=[],
+    page = report.template("report.html.j2").render(
+        run="x", made_from="", conclusion="", comparison=None, first=None, badges=[], warnings=[], trainings=[],
+        evaluations=None, notebooks=[], sections=[],
         all_tables={}, parameters=report._parameters(Params()), versions={"carblib": "1"}, result_versions="1",
         written="",
     )  # fmt: skip
@@ -147,6 +157,14 @@ def test_large_figures_are_made_smaller(project: Path, monkeypatch: pytest.Monke
         report.write_report(project / "runs" / "tiny")
 
 
+def test_a_figure_that_was_cut_is_left_out_and_named(project: Path) -> None:
+    picture = project / "figures" / "tiny" / "confusion.png"
+    add_figure(project, "confusion", "Of which half is lost.")
+    picture.write_bytes(picture.read_bytes()[: picture.stat().st_size // 2])
+    text = report.write_report(project / "runs" / "tiny").read_text("utf-8")
+    assert "Of which half is lost." not in text and "confusion (its file is damaged)" in text
+
+
 def test_report_without_any_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CARB_HOME", str(tmp_path))
     write_text(tmp_path / "runs" / "tiny" / "params.yaml", small_params(run="tiny").to_yaml())
@@ -160,7 +178,7 @@ def test_report_without_any_result(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_warnings_say_what_numbers_do_not(project: Path) -> None:
-    run, figures = project / "runs" / "tiny", project / "figures" / "tiny"
+    run = project / "runs" / "tiny"
     before = " ".join(report_checks.find_warnings(load_results(run)))
     assert "“plain cross-entropy” is not finished" in before and re.search(
         "No figure of: samples, .*, ablations", before
@@ -172,43 +190,59 @@ def test_warnings_say_what_numbers_do_not(project: Path) -> None:
     poor = evaluation("ours", 0.3, np.random.default_rng(0))
     poor["iou"][2], poor["iou"][4], poor["version"], poor["seed"] = 0.0, None, "0.0.1", 3
     write_json(run / "evaluation" / "test" / "ours.json", poor)
-    os.utime(figures / "confusion.png", (1, 1))
     on_camvid = small_params(run="tiny", dataset="camvid", iterations=100, warmup=60)
     after = " ".join(report_checks.find_warnings(load_results(run, on_camvid)))
     for wanted in (
         "small CLIP knows rendered scenes only", "fell to 0.01", "not finite at iteration 40", "never finds: pole",
         "left out of the mean: sidewalk", "different seeds: 0, 3", "0.0.1",
-        "Older than the results they show: confusion;",
+        "Left out, since they do not show these results: confusion (other parameters, other evaluation/*/*.json)",
         f"“{variant_label('ours')}” is below “CLIP masks”", "below “plain cross-entropy”",
     ):  # fmt: skip
         assert wanted in after, wanted
 
 
 @pytest.mark.parametrize(
-    ("newer", "stale"),
+    ("changed", "stale"),
     [
-        ("analysis.json", ["cooccurrence"]),
-        ("maskers.json", []),
-        ("train/plain/log.csv", ["training curves"]),
-        ("train/ours/reliability.csv", ["reliability curves"]),
-        ("train/ours/regions/000100/000001.npz", ["region maps"]),
-        ("evaluation/test/paper.json", ["confusion"]),
-        ("params.yaml", []),
+        ("analysis.json", "cooccurrence"),
+        ("maskers.json", ""),
+        ("train/plain/log.csv", "training_curves"),
+        ("train/ours/reliability.csv", "reliability_curves"),
+        ("train/ours/regions/000100/000001.npz", "region_maps"),
+        ("evaluation/test/paper.json", "confusion"),
+        ("params.yaml", ""),
     ],
 )
-def test_every_figure_older_than_its_results_is_named(project: Path, newer: str, stale: list[str]) -> None:
-    run, folder = project / "runs" / "tiny", project / "figures" / "tiny"
-    for path in run.rglob("*"):
-        os.utime(path, (100, 100))
-    for name in ("cooccurrence", "confusion", "training_curves", "reliability_curves", "region_maps"):
+def test_a_figure_of_other_results_is_left_out_and_named(project: Path, changed: str, stale: str) -> None:
+    run = project / "runs" / "tiny"
+    names = ["cooccurrence", "confusion", "training_curves", "reliability_curves", "region_maps"]
+    for name in names:
         add_figure(project, name, "x")
-    for path in folder.iterdir():
-        os.utime(path, (200, 200))
-    os.utime(run / newer, (300, 300))
-    found = [w for w in report_checks.find_warnings(load_results(run)) if "Older" in w]
-    assert len(found) == bool(stale)
+    with (run / changed).open("ab") as file:
+        file.write(b"\n")
+    text = report.write_report(run).read_text("utf-8")
+    assert set(re.findall(r'<figure id="(\w+)"', text)) == {*names, "my_own"} - {stale}
+    told = [line for line in text.splitlines() if "Left out" in line]
+    assert len(told) == bool(stale)
     if stale:
-        assert found[0].startswith(f"Older than the results they show: {', '.join(stale)};")
+        assert f"{stale.replace('_', ' ')} (other " in told[0]
+
+
+def test_a_figure_of_another_run_is_never_shown(project: Path) -> None:
+    for name in ("confusion", "my_own"):
+        path = project / "figures" / "tiny" / f"{name}.json"
+        write_json(path, read_json(path) | {"run": "another"})
+    page = report.write_report(project / "runs" / "tiny").read_text("utf-8")
+    assert "<figure" not in page and "confusion (of run another)" in page
+
+
+def test_the_report_says_which_results_are_stale(project: Path) -> None:
+    run = project / "runs" / "tiny"
+    params, folder = load_results(run).params, run / "predictions" / "plain" / "test"
+    evaluate_folder(folder, open_split(params, "test"), params, "plain", resize=True)
+    assert "evaluation plain test" not in report.write_report(run).read_text("utf-8")
+    shutil.copy(folder / f"{NAMES[0]}.png", folder / f"{NAMES[1]}.png")
+    assert "evaluation plain test (other predictions)" in report.write_report(run).read_text("utf-8")
 
 
 def test_the_report_shows_this_run_s_figures_in_the_table_s_order(project: Path) -> None:
@@ -221,11 +255,35 @@ def test_the_report_shows_this_run_s_figures_in_the_table_s_order(project: Path)
     assert shown == ["samples", "dataset_difficulty", "iou_per_class", "confusion", "my_own"], (
         "dataset_difficulty holds cooccurrence"
     )
-    assert re.findall(r"<h2[^>]*>([^<]+)<", text)[1:4] == ["The data", "Results", "Further figures"]
+    assert re.findall(r"<h3[^>]*>([^<]+)<", text)[:3] == ["The data", "Results", "Further figures"]
     assert re.search(r"No figure of: .*, ablations \(", text)
     (project / "figures" / "tiny" / "dataset_difficulty.png").unlink()
     text = report.write_report(project / "runs" / "tiny").read_text("utf-8")
     assert re.findall(r'<figure id="(\w+)"', text)[:2] == ["samples", "cooccurrence"]
+
+
+def test_the_first_screen_is_conclusion_table_and_picture(project: Path) -> None:
+    add_figure(project, "closer_look", "A small thing.")
+    text = report.write_report(project / "runs" / "tiny").read_text("utf-8")
+    first = text.split("<h2")[0]
+    assert re.findall(r'<figure id="(\w+)"', first) == ["closer_look"] and text.count('id="closer_look"') == 1
+    assert conclusion(load_results(project / "runs" / "tiny")) in Page(first).text
+    assert first.count('<th scope="row"') == len(SCORES) and "[" in first.split("<tbody>")[1]
+
+
+def test_pages_can_be_read_aloud(project: Path) -> None:
+    pages = [report.write_report(project / "runs" / "tiny"), index.write_index(project / "runs")]
+    for text in (path.read_text("utf-8") for path in pages):
+        levels = [int(level) for level in re.findall(r"<h(\d)", text)]
+        assert levels[0] == 1 and levels.count(1) == 1
+        assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False)), (
+            "no level is skipped"
+        )
+        assert all(image["alt"] for image in Page(text).images)
+        cells = re.findall(r"<th [^>]*>", text)
+        assert cells and all('scope="' in cell for cell in cells)
+        ids = re.findall(r' id="([^"]+)"', text)
+        assert len(ids) == len(set(ids))
 
 
 # --- the index ---------------------------------------------------------------------------------------------------
@@ -250,31 +308,43 @@ def many(project: Path) -> Path:
 
 
 def test_index_lists_all_runs(many: Path) -> None:
-    page = Page(report.write_index(many).read_text("utf-8"))
+    write_json(many / "tiny" / "done" / "00_explore.json", {"finished": "2027-01-02T03:04:05+00:00"})  # a look around
+    page = Page(index.write_index(many).read_text("utf-8"))
     assert [link for link in page.links if not link.startswith("data:")] == ["tiny/report.html"]
     text = " ".join(page.text.split())
     assert "broken:" in text and "paper.json" in text and "better" in text and "2026\u201101\u201102 03:04" in text
-    assert "single + CRF" in text, "ablations of all runs stand below"
+    assert "2027" not in text and "single + CRF" in text, "ablations of all runs stand below"
     (many / "empty").mkdir()
-    assert "No run here yet" in report.write_index(many / "empty").read_text("utf-8")
+    assert "No run here yet" in index.write_index(many / "empty").read_text("utf-8")
+
+
+def test_a_run_that_cannot_be_read_costs_no_other_its_page(many: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (many / "tiny" / "report.html").unlink()
+    write_text(many / "better" / "done" / "01_dataset_analysis.json", "{")
+    with pytest.raises(CarbError, match=r"^\S*broken/evaluation/test/paper.json: [^;]*; delete the file and evaluate"):
+        carb("report", many / "broken", many / "tiny", many / "better")
+    assert (many / "better" / "report.html").is_file() and "index without better: " in capsys.readouterr().out
+    page = Page((many / "index.html").read_text("utf-8"))
+    assert "better: " in page.text and "broken: " in page.text
+    assert [link for link in page.links if not link.startswith("data:")] == ["tiny/report.html"]
 
 
 def test_index_leaves_empty_columns_out_and_breaks_no_plus(many: Path) -> None:
     shutil.rmtree(many / "broken")
     for path in many.glob("*/evaluation/test/glv.json"):
         path.unlink()
-    text = report.write_index(many).read_text("utf-8")
+    text = index.write_index(many).read_text("utf-8")
     head = text.split("<thead>")[1].split("</thead>")[0]
     titles = re.findall(r"<button[^>]*>([^<]*)<", head)
     spoken = [title.replace("\xa0", " ") for title in titles]
     assert variant_label("glv") not in spoken and variant_label("pseudo_masks_local") in spoken
-    assert spoken[:2] == ["Run", "Data"] and spoken[-2:] == ["small classes", "Finished"]
+    assert spoken[:3] == ["Run", "Score", "Data"] and spoken[-2:] == ["small classes", "Finished"]
     assert not [title for title in titles if "+ " in title] and any("+\xa0" in title for title in titles)
     row = next(row for row in text.split("<tr>") if "tiny/report.html" in row)
-    assert row.count("<td") == len(titles)
+    assert row.count("<td") + 1 == len(titles)
     local = read_json(many / "tiny" / "evaluation" / "test" / "pseudo_masks_local.json")["miou"]
     cells = re.findall(r"<td[^>]*>([^<]*)<", row)
-    assert cells[titles.index("CLIP masks, local views")] == f"{100 * local:.1f}"
+    assert cells[titles.index("CLIP masks, local views") - 1] == f"{100 * local:.1f}"
 
 
 def chromium(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -289,16 +359,16 @@ def chromium(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess:
 @browser
 @pytest.mark.browser
 def test_index_sorts_in_a_browser(many: Path, tmp_path: Path) -> None:
-    index = report.write_index(many)
-    titles = [cell["title"] for cell in report._runs_table([load_results(many / "tiny")])["columns"]]
+    page = index.write_index(many)
+    titles = [cell["title"] for cell in index._runs_table([load_results(many / "tiny")], {"tiny": "now"})["columns"]]
     click = f"document.querySelectorAll('th button')[{titles.index(variant_label('paper'))}].click();"
     orders = []
     for clicks in (1, 2):
-        text = index.read_text("utf-8").replace("</body>", f"<script>{click * clicks}</script></body>")
+        text = page.read_text("utf-8").replace("</body>", f"<script>{click * clicks}</script></body>")
         write_text(tmp_path / "clicked.html", text)
         shown = chromium(tmp_path, "--dump-dom", (tmp_path / "clicked.html").as_uri()).stdout
         body = shown.split("<tbody>")[1].split("</tbody>")[0]
-        orders.append(re.findall(r'<tr><td class="l" data-value="(\w+)"', body))
+        orders.append(re.findall(r'<tr><th scope="row" class="l" data-title="Run" data-value="(\w+)"', body))
     assert orders == [["better", "tiny", "none"], ["tiny", "better", "none"]], "runs without a score stay last"
 
 
@@ -306,17 +376,56 @@ def test_index_sorts_in_a_browser(many: Path, tmp_path: Path) -> None:
 @pytest.mark.browser
 @pytest.mark.parametrize("paper", ["screen", "paper"])
 def test_index_fits_its_page(many: Path, tmp_path: Path, paper: str) -> None:
-    index = report.write_index(many)
+    page = index.write_index(many)
     # As wide as a laptop's window, or as a landscape sheet of letter paper between its margins.
     style = "<style>@media screen { .scroll { overflow: visible } }</style>" if paper == "screen" else ""
-    print_rules = index.read_text("utf-8").replace("@media print", "@media all") if paper == "paper" else None
+    print_rules = page.read_text("utf-8").replace("@media print", "@media all") if paper == "paper" else None
     write = "<script>document.title = document.documentElement.scrollWidth + ' of ' + innerWidth</script></body>"
-    text = (print_rules or index.read_text("utf-8")).replace("</body>", style + write)
+    text = (print_rules or page.read_text("utf-8")).replace("</body>", style + write)
     write_text(tmp_path / "measured.html", text)
     size = "--window-size=1100,900" if paper == "screen" else "--window-size=957,700"
     shown = chromium(tmp_path, size, "--dump-dom", (tmp_path / "measured.html").as_uri()).stdout
     wide, window = map(int, re.search(r"<title>(\d+) of (\d+)</title>", shown).groups())
     assert wide <= window
+
+
+@browser
+@pytest.mark.browser
+@pytest.mark.parametrize("page", ["report", "index"])
+def test_pages_fit_a_phone(many: Path, tmp_path: Path, page: str) -> None:
+    path = many / "tiny" / "report.html" if page == "report" else index.write_index(many)
+    write = """<iframe id="phone" style="width: 390px; height: 844px" src="{}"></iframe><script>onload = () => {{
+    const root = document.getElementById("phone").contentDocument.documentElement;
+    document.title = root.scrollWidth + " of " + root.clientWidth }}</script>"""
+    write_text(tmp_path / "phone.html", write.format(path.as_uri()))
+    shown = chromium(
+        tmp_path, "--allow-file-access-from-files", "--dump-dom", (tmp_path / "phone.html").as_uri()
+    ).stdout
+    wide, window = map(int, re.search(r"<title>(\d+) of (\d+)</title>", shown).groups())
+    assert 300 < window <= 390 and wide <= window
+
+
+@browser
+@pytest.mark.browser
+def test_the_index_shows_only_the_runs_asked_for(many: Path, tmp_path: Path) -> None:
+    ask = """<script>const box = document.querySelector("#filter"); box.value = "BETT";
+    box.dispatchEvent(new Event("input"))</script></body>"""
+    write_text(tmp_path / "asked.html", index.write_index(many).read_text("utf-8").replace("</body>", ask))
+    shown = chromium(tmp_path, "--dump-dom", (tmp_path / "asked.html").as_uri()).stdout
+    rows = re.findall(r'<tr( hidden="")?><th scope="row" class="l" data-title="Run" data-value="(\w+)"', shown)
+    assert {name for hidden, name in rows if not hidden} == {"better"} and len(rows) > 2
+
+
+def test_two_runs_stand_side_by_side_with_the_keys_that_differ(many: Path) -> None:
+    path = many / "better" / "params.yaml"
+    write_text(path, path.read_text("utf-8").replace("lr: 0.3", "lr: 0.7"))
+    beside = index.write_index(many, ["tiny", "better"]).read_text("utf-8").split("Side by side: ")[1]
+    assert beside.startswith("tiny, better<")
+    rows = [re.findall(r"<t[hd][^>]*>([^<]*)<", row) for row in beside.split("<tbody>")[1].split("<tr>")[1:]]
+    assert rows[-1] == ["lr", "0.3", "0.7"] and "seed" not in [row[0] for row in rows]
+    score = read_json(many / "better" / "evaluation" / "test" / "paper.json")["miou"]
+    (paper,) = [row for row in rows if row[0] == variant_label("paper")]
+    assert paper[2].startswith(f"{100 * score:.1f} / ")
 
 
 @browser

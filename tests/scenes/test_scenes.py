@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from small import small_params
 
 from carblib.base.errors import CarbError
 from carblib.classes import CAMVID
+from carblib.scenes import folders
 from carblib.scenes import paint as scene_paint
 from carblib.scenes.folders import USES, Scene, ensure_scenes, render_scene, scene_seed, write_scenes
 from carblib.scenes.layout import draw_camera, draw_light
@@ -212,6 +215,10 @@ def test_foreign_pictures_are_never_mixed_in(tmp_path):
     with pytest.raises(CarbError, match="did not render"):
         write_scenes(tmp_path, "train", 2, size=SMALL)
     assert os.listdir(tmp_path) == ["train"]
+    write_scenes(tmp_path, "val", 1, size=SMALL)
+    (tmp_path / "val" / "mine.png").write_bytes(b"x")
+    with pytest.raises(CarbError, match="holds mine.png, which carblib did not render; move it elsewhere"):
+        write_scenes(tmp_path, "val", 1, size=SMALL)
 
 
 def test_a_run_gets_its_three_splits_and_other_datasets_none(tmp_path):
@@ -231,8 +238,42 @@ def test_a_run_gets_its_three_splits_and_other_datasets_none(tmp_path):
     assert (read(tmp_path / "s/train/000002.png") == render_scene(scene_seed("train", 1, 5)).image).all()
 
 
-def test_processes_write_the_same_files(tmp_path):
-    write_scenes(tmp_path / "one", "val", 66, size=(32, 64), processes=1)
+def test_of_a_launchers_processes_the_first_of_a_machine_renders(tmp_path, monkeypatch):
+    params = small_params(root=str(tmp_path / "s"), scenes_train=2, scenes_val=1, scenes_test=1)
+    waited = []
+
+    def others_turn(done, what):
+        waited.append(done())
+        assert not (tmp_path / "s").exists()
+        monkeypatch.setenv("SLURM_LOCALID", "0")
+        ensure_scenes(params)
+        waited.append(done())
+
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("SLURM_LOCALID", "1")
+    monkeypatch.setattr(folders, "wait_until", others_turn)
+    ensure_scenes(params)
+    assert waited == [False, True]
+
+
+def interrupted(job):
+    """In place of rendering: Ctrl-C, which a terminal sends to workers as well."""
+    os.kill(os.getpid(), signal.SIGINT)
+    return job[0], b"", b""
+
+
+def test_ctrl_c_is_for_the_command_to_answer_not_for_its_workers(tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "render_pngs", interrupted)
+    with contextlib.suppress(KeyboardInterrupt):  # which would end all tests
+        write_scenes(tmp_path, "val", 66, processes=2)
+    assert len(os.listdir(tmp_path / "val")) == 66
+
+
+def test_processes_write_the_same_files(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(folders, "cores", lambda: 1)  # of those there are, this process may use one
+        patch.setattr(folders, "ProcessPoolExecutor", None)
+        write_scenes(tmp_path / "one", "val", 66, size=(32, 64))
     write_scenes(tmp_path / "two", "val", 66, size=(32, 64), processes=2)
     for one in sorted((tmp_path / "one").rglob("*.png")):
         assert one.read_bytes() == (tmp_path / "two" / one.relative_to(tmp_path / "one")).read_bytes()

@@ -1,4 +1,4 @@
-"""The grid of ablations: which cells there are, what is skipped, what the rows hold, and the notebook of it."""
+"""The grid of ablations: which cells there are, what is skipped, and what the rows hold."""
 
 from __future__ import annotations
 
@@ -7,18 +7,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import numpy as np
 import pytest
-import yaml
-from places import REPOSITORY
 from small import small_params
 
-from carblib.base import files
+from carblib.base import files, images
 from carblib.base.errors import CarbError
+from carblib.infer import predict_mask
 from carblib.params import Params
 from carblib.results import findings
-from carblib.run import headless
 from carblib.scenes.folders import write_scenes
 from carblib.stages import ablations
 from carblib.stages.ablations import Cell, grid, regions_at_the_end, run_ablations
@@ -87,7 +84,7 @@ def test_finished_cells_are_skipped_and_rows_hold_the_measurements(
     trained = [f"{v}-seed{s}" for v in ("plain", "paper", "ceiling") for s in (0, 1)]
     single = ["single pseudo_masks", "share", *(f"single {name} +" for name in trained[:4])]
     assert calls == ["dual pseudo_masks", "share", *(f"dual {name} +" for name in trained), *single]
-    assert rows == files.read_json(params.run_dir / "ablations.json")
+    assert rows == files.read_rows(params.run_dir / "ablations.json", ())
     keys = [(row["masker"], row["path"], row["variant"], row["seed"]) for row in rows]
     assert keys == [(c.masker, c.path, c.variant, c.seed) for own in grid(params).values() for c in own]
     for row in rows:
@@ -121,6 +118,51 @@ def test_finished_cells_are_skipped_and_rows_hold_the_measurements(
     assert run_ablations(params) == rows and calls == [], "a folder of runs can be moved"
     again = run_ablations(params.updated(test_split="val", ablation_paths=("dual",), ablation_seeds=(0,)))
     assert {row["split"] for row in again} == {"val"} and not any("+" in call for call in calls)
+
+
+def test_a_cell_that_was_measured_on_other_things_is_measured_again(
+    params: Params, calls: list[str], scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    shutil.copytree(scenes, tmp_path / "own")
+    one = {"ablation_variants": ("plain",), "ablation_paths": ("dual",), "ablation_seeds": (0,)}
+    params, predicted = params.updated(root=str(tmp_path / "own"), **one), set()
+    monkeypatch.setattr(
+        ablations, "predict_mask", lambda *given: predicted.add(given[2].infer_flip) or predict_mask(*given)
+    )
+
+    def again(**changes: Any) -> list[str]:
+        calls.clear(), predicted.clear(), capsys.readouterr()
+        run_ablations(params.updated(**changes))
+        return calls
+
+    both = ["dual pseudo_masks", "share", "dual plain-seed0"]
+    assert again() == [*both[:2], "dual plain-seed0 +"] and predicted == {False}
+    assert again() == []
+    assert again(infer_flip=True) == both[1:] and predicted == {True}, "the masks are no prediction"
+    assert "plain-seed0.json: other predictions; measured again" in capsys.readouterr().out
+    assert again(infer_flip=True, bootstrap=5) == both
+    mask = next((tmp_path / "own/testannot").glob("*.png"))
+    images.write_image(mask, np.zeros(SIZE, np.uint8))
+    assert again(infer_flip=True, bootstrap=5) == both
+    assert capsys.readouterr().out.count("other true masks; measured again") == 2
+    assert again(infer_flip=True, bootstrap=5) == []
+
+
+def test_a_grid_that_grows_keeps_its_rows_until_they_are_reached(
+    params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = {"ablation_variants": ("plain", "ceiling"), "ablation_paths": ("dual",)}
+    rows = run_ablations(params.updated(**one, ablation_seeds=(0,)))
+
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ablations, "train", stopped)
+    for split, left in (("test", rows), ("val", [])):
+        with pytest.raises(KeyboardInterrupt):
+            run_ablations(params.updated(**one, ablation_seeds=(0, 1), test_split=split))
+        found = files.read_rows(params.run_dir / "ablations.json", ())
+        assert {row["split"] for row in found} == {split} and found[1:] == left[1:]
 
 
 def check_regions(params: Params) -> None:
@@ -161,27 +203,3 @@ def test_crf_refines_the_masks_of_its_own_path(params: Params) -> None:
         (path, variant) for path in ("single", "single_crf") for variant in ("pseudo_masks", "plain")
     ]
     assert rows[0]["iou"] != rows[2]["iou"]
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_notebook_runs_the_grid_and_draws_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, random_clip_file: Path
-) -> None:
-    monkeypatch.setenv("CARB_HOME", str(tmp_path))
-    settings = small_params(clip=str(random_clip_file), **{**TINY, "ablation_paths": ("single",)})
-    files.write_text(tmp_path / "params" / "tiny.yaml", yaml.safe_dump(settings.model_dump(mode="json")))
-    output = tmp_path / "out.ipynb"
-    headless.execute(REPOSITORY / "notebooks" / "05_ablations.ipynb", output, {"params_file": "params/tiny.yaml"})
-    executed = nbformat.read(output, as_version=4)
-    outputs = [one for cell in executed.cells for one in cell.get("outputs", [])]
-    assert not [one for one in outputs if one.output_type == "error"]
-    texts = "\n".join(one.data.get("text/markdown", "") for one in outputs if "data" in one)
-    assert "mean ± standard deviation over seeds" in texts and "No figure" not in texts
-    tables = [one.data["text/html"] for one in outputs if "text/html" in one.get("data", {})]
-    assert any("of 2</td>" in table for table in tables), "gains over plain cross-entropy, seed by seed"
-    assert [path.suffix for path in sorted((tmp_path / "figures" / "tiny").glob("ablations.*"))] == [
-        ".json", ".pdf", ".png"
-    ]  # fmt: skip
-    done = files.read_json(tmp_path / "runs" / "tiny" / "done" / "05_ablations.json")
-    assert done["results"] == {"cells": 7, "seeds": [0, 1]}

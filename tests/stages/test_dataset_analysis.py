@@ -1,14 +1,15 @@
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import trees
 from places import CAMVID_ROOT
 
 from carblib.base.errors import CarbError
+from carblib.base.files import read_json
 from carblib.data.readers import open_split
+from carblib.data.sources import label_stamp
+from carblib.stages import dataset_analysis
 from carblib.stages.dataset_analysis import analyse_split, analysis_path
 
 
@@ -30,7 +31,7 @@ def test_counts_are_those_of_the_masks(home):
     classes = [{"name": "road"}, {"name": "sign", "small": True}, {"name": "sky"}]
     params = trees.params(home / "own", "folder", classes, run="mine")
     result = analyse_split(open_split(params, "train"), params)
-    assert result == json.loads(analysis_path(params).read_text())
+    assert result == read_json(analysis_path(params))
     pixels = [9 * 32 + 18 * 16, 20, 18 * 16 + 1]
     np.testing.assert_allclose(result["pixel_share"], np.divide(pixels, sum(pixels)))
     assert result["void_share"] == pytest.approx(1 - sum(pixels) / masks.size)
@@ -68,3 +69,12 @@ def test_real_camvid_has_its_published_shares(home):
     np.testing.assert_allclose(of_all, published, atol=0.11)
     assert result["images"] == 367 and np.mean(result["classes_per_image"]) > 9
     assert sum(share > 0.9 for share in result["image_share"]) >= 7
+
+
+def test_a_mask_that_changes_while_masks_are_read_leaves_a_stale_analysis(home, monkeypatch):
+    trees.write_segnet(home / "camvid")
+    params = trees.params(home / "camvid", "camvid", run="r")
+    split = open_split(params, "val")
+    before, path = label_stamp(params, split).digest, split.mask_paths[0]
+    monkeypatch.setattr(dataset_analysis, "audit", lambda *_: trees.save(path, np.zeros(trees.SIZE, np.uint8)) and [])
+    assert analyse_split(split, params)["made_from"] == before != label_stamp(params, split).digest

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import shutil
 
 import numpy as np
@@ -11,6 +10,7 @@ from commands import carb
 from PIL import Image
 
 from carblib.base.errors import CarbError
+from carblib.base.files import read_json
 from carblib.data.readers import open_split
 from carblib.metrics import confusion, iou
 from carblib.stages.evaluate import (
@@ -19,6 +19,7 @@ from carblib.stages.evaluate import (
     evaluate_masks,
     evaluation_path,
     evaluation_split,
+    read_per_image,
 )
 
 CLASSES = 4
@@ -41,7 +42,7 @@ def test_a_split_is_measured_and_written(camvid):
         return np.where(mask == 255, 0, mask).astype(np.uint8)
 
     result = evaluate_masks(predict, split, params, "plain", iteration=7)
-    assert result == json.loads(evaluation_path(params, "plain", split.name).read_text())
+    assert result == read_json(evaluation_path(params, "plain", split.name))
     total = sum(confusion(predict(i), split.mask(i), 11) for i in range(len(split)))
     assert result["confusion"] == total.tolist() and result["images"] == 3 and result["iteration"] == 7
     np.testing.assert_allclose(result["iou"], iou(total))
@@ -77,6 +78,18 @@ def test_a_mask_of_another_size_is_refused_or_resized(camvid):
     assert result["confusion"] == sum(confusion(*pair, 11) for pair in pairs).tolist()
 
 
+def test_images_of_another_evaluation_are_not_taken_for_its_own(camvid):
+    params, split, truth = camvid
+    path = evaluation_path(params, "x", split.name)
+    evaluate_masks(lambda i: truth[split.names[i]], split, params, "x")
+    before = path.read_bytes()
+    evaluate_masks(lambda i: np.zeros_like(truth[split.names[i]]), split, params, "x")
+    assert len(read_per_image(path)["confusion"]) == 3
+    path.write_bytes(before)  # killed before it wrote the JSON
+    with pytest.raises(CarbError, match=r"x.npz: is of another evaluation than x.json"):
+        read_per_image(path)
+
+
 def test_any_folder_of_predictions_is_measured(camvid, tmp_path, capsys):
     params, split, truth = camvid
     folder = tmp_path / "someone"
@@ -107,7 +120,7 @@ def test_a_folders_evaluation_has_a_name_of_its_own(camvid, tmp_path, capsys):
 
     def measured(folder, *more):
         assert carb("evaluate", file, "--folder", folder, "--split", "test", *more) == 0
-        return json.loads(open(capsys.readouterr().out.splitlines()[-1]).read())
+        return read_json(capsys.readouterr().out.splitlines()[-1])
 
     results = [measured(folder) for folder in folders[:2] + folders[1:2]]
     assert [result["variant"] for result in results] == ["plain", "paper", "paper"]
@@ -132,7 +145,26 @@ def test_a_cityscapes_submission_is_measured(tmp_path, monkeypatch):
     split = open_split(params, "val")
     for path in (tmp_path / "city/gtFine/val").rglob("*_labelIds.png"):
         trees.save(tmp_path / "sub" / path.name, np.array(Image.open(path)))
-    assert evaluate_folder(tmp_path / "sub", split, params, "sub", label_ids=True)["miou"] == 1
-    trees.save(tmp_path / "sub" / f"{split.names[0]}_again.png", np.zeros((16, 32), np.uint8))
-    with pytest.raises(CarbError, match="a second prediction"):
-        evaluate_folder(tmp_path / "sub", split, params, "sub", label_ids=True)
+        trees.save(tmp_path / "cities" / path.parent.name / path.name, np.array(Image.open(path)))
+    for folder in (tmp_path / "sub", tmp_path / "cities"):
+        assert evaluate_folder(folder, split, params, "sub", label_ids=True)["miou"] == 1
+    for again in (f"sub/{split.names[0]}_again.png", f"cities/{split.names[0]}.png"):
+        trees.save(tmp_path / again, np.zeros((16, 32), np.uint8))
+        with pytest.raises(CarbError, match=f"a second prediction of image {split.names[0]}, beside"):
+            evaluate_folder((tmp_path / again).parent, split, params, "sub", label_ids=True)
+
+
+def test_predictions_are_found_however_a_system_writes_their_names(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CARB_HOME", str(tmp_path / "home"))
+    truth = trees.write_folder(tmp_path / "d/train", ["é.png", "b.png"], tmp_path / "d/trainannot")
+    params = trees.params(tmp_path / "d", "folder", [{"name": name} for name in ("sky", "road", "tram")], bootstrap=0)
+    split = open_split(params, "train")
+    trees.save(tmp_path / "p" / "b.PNG", truth["b"])
+    trees.save(tmp_path / "p" / "e\u0301.png", truth["é"])
+    trees.save(tmp_path / "p" / "c.png", truth["b"])
+    trees.save(tmp_path / "p" / "colour" / "b.png", truth["b"])
+    assert evaluate_folder(tmp_path / "p", split, params, "p")["miou"] == 1
+    assert "p: one file, c.png, of no image of the split" in capsys.readouterr().out
+    for variant in ("../../evil", "a/b", ".x"):
+        with pytest.raises(CarbError, match="no plain name of a file"):
+            evaluate_folder(tmp_path / "p", split, params, variant)

@@ -36,7 +36,10 @@ def test_every_way_is_measured_on_the_same_images(params: Params) -> None:
     assert [row["masker"] for row in rows] == list(mask_quality.WAYS)
     assert {(row["split"], row["images"]) for row in rows} == {("val", 2)}
     assert all(0 <= row["miou"] <= 1 and row["seconds"] > 0 for row in rows)
-    assert files.read_json(mask_quality.maskers_path(params)) == rows
+    assert files.read_rows(mask_quality.maskers_path(params), ()) == rows
+    for key in ("miou", "small_miou"):
+        assert all(low <= row[key] <= high for row in rows for low, high in [row[f"{key}_interval"]])
+    assert any(row["miou_interval"][0] < row["miou_interval"][1] for row in rows)
     by_name = {row["masker"]: row["miou"] for row in rows}
     # A random CLIP: labels can only help, and no two ways give the very same masks.
     assert by_name["value_path"] > by_name["value_path, no labels"]

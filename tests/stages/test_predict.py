@@ -12,11 +12,14 @@ from torch import nn
 
 from carblib.base import files
 from carblib.base.errors import CarbError
+from carblib.base.progress import note
+from carblib.base.stamps import Stamp, write_stamp
 from carblib.classes import CAMVID, CITYSCAPES
 from carblib.data.mask_folders import read_mask, write_mask
 from carblib.data.readers import open_split
 from carblib.infer import predict_mask
 from carblib.network import build_network
+from carblib.stages import predict
 from carblib.stages.predict import overlay, predict_split, write_submission
 from carblib.training.state import load_trained
 
@@ -62,13 +65,16 @@ def test_a_folder_of_predictions(camvid, tmp_path):
         assert np.array_equal(read_mask(folder, name, CAMVID), mask) and mask.shape == trees.SIZE
         with Image.open(folder / f"{name}.png") as index, Image.open(folder / "colour" / f"{name}.png") as colour:
             assert np.array_equal(np.array(index.convert("RGB")), np.array(colour))
-        with Image.open(folder / "overlay" / f"{name}.png") as picture:
-            assert np.array_equal(np.array(picture), overlay(split.image(i), mask, CAMVID))
+        with Image.open(folder / "overlay" / f"{name}.jpg") as picture:
+            shown = np.asarray(picture, int)
+        assert np.abs(shown - overlay(split.image(i), mask, CAMVID)).mean() < 8, "a JPEG, of noise"
 
 
 def test_predictions_are_resumed_and_kinds_are_not_mixed(camvid, tmp_path, capsys):
     params, split = camvid
+    note.cache_clear()
     folder = predict_split(Fake(), split, params, tmp_path / "out", "x", pictures=False)
+    assert "note: 3 of 3 images, 18×32 and such" in capsys.readouterr().out, "how image_size stretches them"
     shown = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     assert shown == sorted([*(f"{n}.png" for n in split.names), "stamp.json"])
     first, second = (folder / f"{name}.png" for name in split.names[:2])
@@ -80,7 +86,7 @@ def test_predictions_are_resumed_and_kinds_are_not_mixed(camvid, tmp_path, capsy
     for weights, changed, said in (("y", params, "other network"), ("y", flipped, "infer_flip false → true")):
         os.utime(first, (1, 1))
         predict_split(Fake(), split, changed, folder, weights, pictures=False)
-        assert first.stat().st_mtime > 1 and f"{said}; made anew: all" in capsys.readouterr().out
+        assert first.stat().st_mtime > 1 and f"{said}; all is made anew" in capsys.readouterr().out
         assert np.array_equal(read_mask(folder, split.names[0], CAMVID), predict_mask(Fake(), split.image(0), changed))
 
 
@@ -92,12 +98,13 @@ def test_pictures_that_were_not_asked_for_before_are_made(camvid, tmp_path):
         assert [path.stem for path in sorted((tmp_path / "out" / kind).iterdir())] == split.names
 
 
-def test_masks_of_anyone_else_are_not_written_over(camvid, tmp_path):
+@pytest.mark.parametrize("mine", ["mine.png", "overlay/mine.jpg"])
+def test_masks_of_anyone_else_are_not_written_over(mine, camvid, tmp_path):
     params, split = camvid
-    trees.save(tmp_path / "out" / "mine.png", np.zeros((2, 2), np.uint8))
-    with pytest.raises(CarbError, match=r"out: holds masks, but no stamp.json says what of"):
+    trees.save(tmp_path / "out" / mine, np.zeros((2, 2), np.uint8))
+    with pytest.raises(CarbError, match=r"out: holds masks, or pictures of them, but no stamp.json says what of"):
         predict_split(Fake(), split, params, tmp_path / "out", "x")
-    assert [path.name for path in (tmp_path / "out").rglob("*.png")] == ["mine.png"]
+    assert [path.name for path in (tmp_path / "out").rglob("*.*g")] == [mine.split("/")[-1]]
 
 
 def test_overlay():
@@ -124,9 +131,9 @@ def test_a_folder_of_dash_cam_pictures_without_masks(camvid, checkpoint, tmp_pat
     file.write_text(camvid[0].to_yaml())
     arguments = ["predict", file, "--checkpoint", checkpoint, "--images", str(tmp_path / "drive")]
     assert carb(*arguments) == 0
-    folder = tmp_path / "home/runs/r/predictions/paper/drive"
+    folder = tmp_path / "home/runs/r/predictions/paper/pictures/drive"
     assert read_mask(folder, "a", CAMVID).shape == (15, 31) and read_mask(folder, "b", CAMVID).shape == (40, 22)
-    assert (folder / "overlay" / "a.png").is_file()
+    assert (folder / "overlay" / "a.jpg").is_file()
     with pytest.raises(CarbError, match="--submission: needs the classes of cityscapes"):
         carb(*arguments, "--submission")
 
@@ -147,11 +154,50 @@ def test_predictions_of_other_pictures_are_not_handed_out(camvid, checkpoint, tm
     assert "anew" not in said
     first = read_mask(folder, "x", CAMVID)
     again, said = predict(tmp_path / "b/pics")
-    assert again == folder and "1 image changed; made anew: theirs alone" in said
+    assert again == folder and "1 image changed; what came of just those is made anew" in said
     beside, said = predict(tmp_path / "b/pics", "--out", str(tmp_path / "out"))
     assert beside == str(tmp_path / "out") and "anew" not in said
     assert np.array_equal(read_mask(folder, "x", CAMVID), read_mask(beside, "x", CAMVID))
     assert not np.array_equal(read_mask(folder, "x", CAMVID), first)
+
+
+def test_pictures_are_never_taken_for_the_images_of_the_run(camvid, checkpoint, tmp_path, capsys):
+    params, _ = camvid
+    file = tmp_path / "run.yaml"
+    file.write_text(params.to_yaml())
+    write_stamp(checkpoint.with_name("stamp.json"), Stamp("training", 1, {}))
+    assert carb("predict", file, "--checkpoint", checkpoint) == 0
+    assert "was trained on other things: " in capsys.readouterr().out
+    of_split, labels = params.run_dir / "predictions/paper/test", params.run_dir / "labels/train.csv"
+    before, made = labels.read_text(), sorted(of_split.iterdir())
+    trees.write_folder(tmp_path / "drive/test", ["a.png"], tmp_path / "drive/test/masks")
+    assert carb("predict", file, "--checkpoint", checkpoint, "--images", tmp_path / "drive/test") == 0
+    said = capsys.readouterr().out
+    assert "other things" not in said and said.endswith("predictions/paper/pictures/test\n")
+    assert labels.read_text() == before and sorted(of_split.iterdir()) == made
+
+
+def test_a_checkpoint_that_is_written_while_it_is_read_is_refused(camvid, checkpoint, monkeypatch):
+    params, split = camvid
+
+    def load(path):
+        found = load_trained(path)
+        files.write_bytes(path, path.read_bytes() + b"\0")
+        return found
+
+    monkeypatch.setattr(predict, "load_trained", load)
+    with pytest.raises(CarbError, match=r"final.pt: was written while it was read"):
+        predict.predict_checkpoint(checkpoint, split, params)
+    assert not (params.run_dir / "predictions").exists()
+
+
+def test_an_overlay_longer_than_a_jpeg_is_thinned(camvid, tmp_path):
+    trees.photo(tmp_path / "wide/a.png", 0, (2, predict.MAX_SIDE + 1))
+    split = predict.open_images(tmp_path / "wide", camvid[0], None)
+    folder = predict_split(Fake(), split, camvid[0], tmp_path / "out", "x")
+    assert read_mask(folder, "a", CAMVID).shape == (2, predict.MAX_SIDE + 1)
+    with Image.open(folder / "overlay/a.jpg") as picture:
+        assert picture.size == (predict.MAX_SIDE // 2 + 1, 1)
 
 
 @pytest.mark.parametrize(("where", "named"), [(".", "drive"), ("..", "drive"), ("../drive", "drive")])
@@ -163,7 +209,7 @@ def test_pictures_beside_masks_in_subfolders_and_by_any_name(where, named, camvi
     arguments = ["predict", file, "--checkpoint", checkpoint, "--images", where]
     monkeypatch.chdir(tmp_path / "drive" / ("front" if where == ".." else ""))
     assert carb(*arguments) == 0
-    folder = tmp_path / "home/runs/r/predictions/paper" / named
+    folder = tmp_path / "home/runs/r/predictions/paper/pictures" / named
     assert sorted(path.name for path in folder.glob("*.png")) == ["a.png", "front_a.png", "front_night_b.png"]
     assert (folder / "colour/front_a.png").is_file()
     with pytest.raises(CarbError, match="would land among its pictures"):

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 import trees
 from commands import carb
 
-from carblib.base.contents import digest_of
 from carblib.base.errors import CarbError
+from carblib.base.files import digest_of
 from carblib.base.stamps import NAME, read_stamp
 from carblib.classes import CAMVID
 from carblib.data.labels import labels_path, write_labels
@@ -58,7 +58,7 @@ def test_labels_gate_the_masks(run, capsys):
     path.write_text("\n".join([lines[0], lines[1].replace("0,0,1", "1,1,0", 1), lines[2]]) + "\n")
     capsys.readouterr()
     export_masks(run, "val")
-    assert "val: 1 image changed; made anew: theirs alone" in capsys.readouterr().out
+    assert "val: 1 image changed; what came of just those is made anew" in capsys.readouterr().out
     assert {int(v) for v in np.unique(read_mask(folder, first.stem, CAMVID))} <= {
         0,
         1,
@@ -68,7 +68,7 @@ def test_labels_gate_the_masks(run, capsys):
     assert len({int(v) for name in trees.CAMVID_NAMES["val"] for v in np.unique(read_mask(free, name, CAMVID))}) > 1
 
 
-def test_an_export_goes_on_where_it_was_in_one_process_or_two(run):
+def test_an_export_goes_on_where_it_was_in_one_process_or_two(run, quick_processes):
     folder = export_masks(run, "train")
     paths = sorted(folder.glob("*.png"))
     before = {path: path.read_bytes() for path in paths}
@@ -165,4 +165,4 @@ def test_masks_of_another_dataset_are_not_handed_out(run, tmp_path, capsys):
         trees.photo(tmp_path / "other" / "val" / f"{name}.png", seed)
     export_masks(run.updated(root=str(tmp_path / "other")), "val")
     assert {path.stat().st_mtime for path in folder.glob("*.png")} != {1}
-    assert "2 images changed; made anew: theirs alone" in capsys.readouterr().out
+    assert "2 images changed; what came of just those is made anew" in capsys.readouterr().out

@@ -44,11 +44,12 @@ def test_every_training_and_both_kinds_of_masks_are_measured(params: Params) -> 
     assert params.trainings == ("plain", "ceiling")
     split = evaluate_run(params)
     assert split.name == "test"
-    found = {name: files.read_json(evaluation_path(params, name, "test"))
-             for name in ("plain", "ceiling", "pseudo_masks_global", "pseudo_masks_local")}  # fmt: skip
-    assert [one["iteration"] for one in found.values()] == [5, 5, None, None]
+    masks = [f"pseudo_masks_{kind}" for kind in ("no_labels", "global", "local")]
+    names = ["plain", "ceiling", *masks]
+    found = {name: files.read_json(evaluation_path(params, name, "test")) for name in names}
+    assert [one["iteration"] for one in found.values()] == [5, 5, None, None, None]
     assert {one["images"] for one in found.values()} == {len(split)}
-    assert len({str(one["confusion"]) for one in found.values()}) == 4, "each is measured on masks of its own"
+    assert len({one["folder"] for one in found.values()}) == 5, "each is measured on masks of its own"
     network = load_trained(params.run_dir / "train/plain/final.pt")[0]
     folder = params.run_dir / "predictions/plain/test"
     assert np.array_equal(read_mask(folder, split.names[0], CAMVID), predict_mask(network, split.image(0), params))
@@ -61,7 +62,7 @@ def test_without_masks_pictures_are_all_there_is(params: Params, tmp_path: Path)
             path.unlink()
     split = evaluate_run(params)
     assert not split.has_masks and not (params.run_dir / "evaluation").exists()
-    with Image.open(params.run_dir / f"predictions/ceiling/{split.name}/overlay/{split.names[0]}.png") as picture:
+    with Image.open(params.run_dir / f"predictions/ceiling/{split.name}/overlay/{split.names[0]}.jpg") as picture:
         assert picture.size[::-1] == split.image(0).shape[:2]
 
 

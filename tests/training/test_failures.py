@@ -12,8 +12,10 @@ from trained import assert_same_weights, rows
 
 from carblib import step
 from carblib.base.errors import CarbError
+from carblib.base.locks import only_writer
+from carblib.base.stamps import Changes
 from carblib.params import Params
-from carblib.training import loop
+from carblib.training import loop, state
 from carblib.training.state import PREVIOUS
 
 
@@ -75,3 +77,12 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(para
     folder = params.run_dir / "train" / "paper"
     assert torch.load(folder / "checkpoint.pt", weights_only=True)["iteration"] == 4
     assert not (folder / "done.json").exists() and not (folder / "final.pt").exists()
+
+
+def test_a_training_that_runs_is_not_thrown_away(tmp_path, params, monkeypatch) -> None:
+    monkeypatch.setattr(state, "stamp_and_changes", lambda *_: (None, Changes(("lr 0.1 → 0.2",))))
+    with only_writer(tmp_path / "paper"), pytest.raises(CarbError, match="is writing here"):
+        state.discard_stale(tmp_path / "paper", params)
+    assert (tmp_path / "paper").is_dir()
+    state.discard_stale(tmp_path / "paper", params)
+    assert not [*tmp_path.glob("*")] + [*tmp_path.glob(".*")]

@@ -96,3 +96,10 @@ def test_without_the_package_one_line_says_so_and_nothing_else_needs_it(tmp_path
         check_tensorboard(True)
     write(tmp_path, [1])
     assert not list(tmp_path.glob("events*"))
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    log = TrainingLog(tmp_path, 0)
+    log.path = Path("/dev/full")
+    with pytest.raises(CarbError, match="^/dev/full: cannot be written .*No space left"):
+        log.write(1, parts(1), 0.1, {})

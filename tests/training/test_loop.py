@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from places import REPOSITORY
 from small import small_params
 from trained import SIZE, assert_same_weights, rows, weights
 
@@ -19,12 +21,14 @@ from carblib import step
 from carblib.base import files, interrupts
 from carblib.base.errors import CarbError
 from carblib.base.stamps import NAME, write_stamp
+from carblib.data import feature_cache
 from carblib.data.feature_cache import FeatureCache
 from carblib.data.labels import ensure_labels
 from carblib.data.readers import open_split
 from carblib.params import Params
 from carblib.stages.pseudo_masks import export_masks
 from carblib.training import loop as train
+from carblib.training.launch import check_launched
 from carblib.training.log import LOG_COLUMNS
 from carblib.training.state import bare, is_done, load_trained, training_stamp
 from carblib.transforms import load_sized
@@ -250,8 +254,37 @@ def test_cached_features_are_those_of_the_image_and_its_mirror(params: Params) -
     assert torch.allclose(whole, expected, rtol=0.02, atol=0.02)
     part = shared.cache.crop(index, flipped, torch.tensor([[16, 8], [0, 64]]), (40, 64))
     assert torch.equal(part[0], whole[0, :, 2:7, 1:9]) and torch.equal(part[1], whole[1, :, 0:5, 8:16])
-    single = FeatureCache(network, split, [3], SIZE, torch.device("cpu"), mirrored=False)
+    single = FeatureCache(network, split, [3], SIZE, torch.device("cpu"), False, params.run_dir)
     assert torch.allclose(single.whole(0)[0], expected[0], rtol=0.02, atol=0.02)
+
+
+def test_features_beyond_memory_lie_in_a_file_that_goes_with_the_process(params, monkeypatch, capsys) -> None:
+    folder, two, start = params.run_dir / ".cache", params.updated(devices=2), train.start_fabric
+    monkeypatch.setattr(train, "start_fabric", lambda _: start(params))
+    whole = train.share(params).cache.values
+    monkeypatch.setattr(feature_cache, "available", lambda: 3 * whole.nbytes)
+    train.share(params)
+    assert not folder.exists()
+    shared = train.share(two)  # each would take half of what is there
+    assert torch.equal(shared.cache.values, whole)
+    assert f"{folder}: " in capsys.readouterr().out and not list(folder.iterdir())
+    with monkeypatch.context() as patch:
+        patch.delattr(feature_cache.os, "posix_fallocate", raising=False)  # macOS
+        assert torch.equal(train.share(two).cache.values, whole)
+    monkeypatch.setattr(
+        feature_cache.os, "posix_fallocate", lambda *_: (_ for _ in ()).throw(OSError(28, "full")), raising=False
+    )
+    with pytest.raises(CarbError, match="no room for .* GB of features .*cache_features: false"):
+        train.share(two)
+
+
+def test_memory_that_ran_out_is_one_line_with_the_keys_to_lower(params, monkeypatch) -> None:
+    def greedy(*_) -> None:
+        torch.empty(1 << 60)
+
+    monkeypatch.setattr(step, "crop_logits", greedy)
+    with pytest.raises(CarbError, match="^memory ran out; lower batch_size, crop"):
+        train.train(params, "plain")
 
 
 # --- mistakes --------------------------------------------------------------------------------------------------------
@@ -278,7 +311,7 @@ def test_damaged_checkpoint_is_named(params: Params) -> None:
         train.train(params, "paper", shared)
     one_line(error)
     files.save_torch(folder / "checkpoint.pt", {"network": torch.zeros(1)})
-    with pytest.raises(CarbError, match=r"checkpoint\.pt: is no checkpoint of a training; delete it") as error:
+    with pytest.raises(CarbError, match=r"checkpoint\.pt: is no checkpoint of a training; move it elsewhere") as error:
         train.train(params, "paper", shared)
     one_line(error)
     with pytest.raises(CarbError, match=r"checkpoint\.pt: is no checkpoint of carblib"):
@@ -348,6 +381,12 @@ def test_more_devices_than_there_are_or_in_a_notebook(params: Params, monkeypatc
     one_line(error)
 
 
+@pytest.mark.parametrize("gate", ["labels", "none"])
+def test_the_watched_region_is_gated_as_the_training(params: Params, gate: str) -> None:
+    monitor = train.share(params.updated(gate=gate)).monitor
+    assert all(labels.all() for labels in monitor.labels) == (gate == "none")
+
+
 def test_parameters_that_cannot_be_watched_or_cached(params: Params, tmp_path: Path, scenes: Path) -> None:
     with pytest.raises(CarbError, match="cache_features: a random backbone"):
         train.share(params.updated(backbone_weights="random"))
@@ -357,29 +396,140 @@ def test_parameters_that_cannot_be_watched_or_cached(params: Params, tmp_path: P
 
 
 # --- several processes -----------------------------------------------------------------------------------------------
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_two_processes_share_the_region_weight(params: Params, tmp_path: Path) -> None:
-    script = """
+SPY = """
+import os, signal, sys
+import torch
 from carblib.__main__ import main
 from carblib.training import loop as train
-run = train.run
+step = train.step
 
-def spy(training, folder, monitor):
-    run(training, folder, monitor)
-    rank, history = training.fabric.global_rank, training.loss.history
-    print(f"rank {rank} of {training.fabric.world_size}:", history.flatten().tolist(), flush=True)
+def spy(training, batch):
+    parts = step(training, batch)
+    gradients = [p.grad for p in training.network.parameters() if p.grad is not None]
+    told = torch.stack([*vars(parts).values()]).nan_to_num()
+    seen = [told, training.loss.weights(), torch.cat([g.flatten() for g in gradients])]
+    if training.fabric.is_global_zero:
+        torch.save(seen, f"{training.params.run}.{training.iteration}.pt")
+        if training.iteration == int(os.environ.get("STOP_AT", 0)):
+            os.kill(os.getpid(), signal.SIGTERM)
+    return parts
 
-train.run = spy
+train.step = spy
 if __name__ == "__main__":
     main()
 """
-    files.write_text(tmp_path / "two.py", script)
-    files.write_text(tmp_path / "tiny.yaml", params.updated(iterations=4, batch_size=1).to_yaml())
-    command = [sys.executable, str(tmp_path / "two.py"), "train", str(tmp_path / "tiny.yaml"), "-p", "devices", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    histories = dict(line.split(": ", 1) for line in done.stdout.splitlines() if line.startswith("rank "))
-    assert set(histories) == {"rank 0 of 2", "rank 1 of 2"}
-    assert histories["rank 0 of 2"] == histories["rank 1 of 2"]
-    assert len(rows(params.run_dir / "train" / "paper" / "log.csv")) == 4
+# What srun does of a job's tasks on one machine, and the command they run.
+SRUN = """#!/bin/bash
+while [[ $1 == -* ]]; do echo "srun $1"; shift; done
+export SLURM_STEP_NUM_TASKS=2 SLURM_NODEID=0
+for task in 0 1; do SLURM_PROCID=$task SLURM_LOCALID=$task "$@" & tasks="$tasks $!"; done
+for task in $tasks; do wait $task || code=$?; done
+exit $code
+"""
+PROGRAMS = {"srun": SRUN, "scontrol": '#!/bin/bash\necho scontrol "$@"\n'}
+BATCH = {"SLURM_JOB_NAME": "carb", "SLURM_JOB_ID": "9812", "SLURM_NNODES": "1", "SLURM_PROCID": "0"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_processes_of_any_launcher_and_number_train_as_one_with_the_whole_batch(params: Params, tmp_path: Path) -> None:
+    """Ten iterations of two processes and two of one equal twelve of one: Fabric, torchrun, srun, a job of one task."""
+    # The head alone is trained: through a deep backbone, batch statistics amplify float32's rounding beyond 1e-5.
+    own = params.updated(
+        iterations=12, val_every=0, checkpoint_every=99, sync_bn=True, cache_features=False, clip="small"
+    )
+    files.write_text(tmp_path / "seen.py", SPY)
+    files.write_text(tmp_path / "tiny.yaml", own.to_yaml())
+    programs = PROGRAMS | {"carb": f'#!/bin/bash\nexec "{sys.executable}" seen.py "$@"\n'}
+    for name, text in programs.items():
+        files.write_text(tmp_path / "bin" / name, text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+
+    def train_with(launcher: str, run: str, devices: int, ends: int, **environment: str) -> str:
+        more = f"-p run {run} -p batch_size {4 // devices}" + f" -p devices {devices}" * ("slurm" not in launcher)
+        command = [
+            *launcher.split(),
+            *("train tiny.yaml" if "slurm" not in launcher else "tiny.yaml").split(),
+            *more.split(),
+        ]
+        path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240,
+                              env=os.environ | {"PATH": path, "MASTER_PORT": port} | environment)  # fmt: skip
+        assert done.returncode == ends, done.stderr
+        return done.stdout
+
+    train_with("carb", "one", 1, 0)
+    said = train_with("carb", "two", 2, 130, STOP_AT="3")
+    assert said.count("stopped at iteration 3") == 1, "two processes, one of which Fabric started"
+    torchrun = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2 seen.py"
+    assert "stopped at iteration 5" in train_with(torchrun, "two", 2, 1, STOP_AT="5")
+    tasks = BATCH | {"SLURM_CPUS_PER_TASK": "1"}
+    tasks |= {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NODELIST": "localhost"}
+    script = f"bash {REPOSITORY / 'params' / 'slurm' / 'one_node.sh'}"
+    said = train_with(script, "two", 2, 130, **tasks, STOP_AT="10")
+    assert said.count("resuming at iteration 5") == 1 and "scontrol requeue 9812" in said
+    assert "srun --wait=600\nsrun --cpus-per-task=1\n" in said
+    said = train_with("carb", "two", 1, 0, **BATCH, SLURM_NTASKS="1")
+    assert said.count("resuming at iteration 10") == 1
+
+    for iteration in range(1, 13):
+        alone, together = (torch.load(tmp_path / f"{run}.{iteration}.pt", weights_only=True) for run in ("one", "two"))
+        for what, a, b in zip(("loss", "weight", "gradient"), alone, together, strict=True):
+            assert float((a - b).norm() / a.norm()) < 1e-5, (iteration, what)
+    one, two = (own.run_dir.parent / run / "train" / "paper" for run in ("one", "two"))
+    assert len(rows(two / "log.csv")) == 12
+    first, second = weights(one), weights(two)
+    assert all(float((first[name] - second[name]).double().norm()) <= 1e-5 * float(first[name].double().norm())
+               for name in first)  # fmt: skip
+
+
+def test_what_number_of_processes_a_training_goes_on_with(params: Params) -> None:
+    params = params.updated(iterations=2, val_every=0, checkpoint_every=1, batch_size=4).variant("plain")
+    folder = train.train(params, "plain")
+    shared = {"sync_bn": True}
+    for same in ({"devices": 2, "batch_size": 2}, {"devices": 2, "num_nodes": 2, "batch_size": 1}, {}):
+        assert is_done(folder, params.updated(**shared, **same))
+    why = (
+        r"batch_size 4 → 2, devices 1 → 2 \(with sync_bn: true, and no official_loss, their number would not matter\);"
+    )
+    with pytest.raises(CarbError, match=why):
+        is_done(folder, params.updated(devices=2, batch_size=2))
+    with pytest.raises(CarbError, match="batch_size 4 → 8; to train anew"):
+        is_done(folder, params.updated(devices=2, batch_size=4, **shared))
+    with pytest.raises(CarbError, match="devices 1 → 2"):
+        is_done(folder, params.updated(devices=2, batch_size=2, official_loss=True, **shared))
+
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "4"}
+ONE = BATCH | {"SLURM_NTASKS": "1"}
+TWO = BATCH | {"SLURM_NTASKS": "2"}
+FOUR = BATCH | {"SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_STEP_NUM_TASKS": "4"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "devices", "nodes", "words"),
+    [
+        ({}, 2, 2, ""),  # Fabric starts them itself
+        (TORCHRUN, 2, 2, ""),
+        (TORCHRUN | ONE, 2, 2, ""),
+        (TORCHRUN, 1, 1, "torchrun started 2 on 2; start torchrun --nproc-per-node 1 --nnodes 1, or give -p devices 2"),
+        (ONE, 1, 1, ""),
+        (ONE, 2, 1, "SLURM started 1 on 1; write #SBATCH --nodes=1 --ntasks-per-node=2, and srun, or give"),
+        (FOUR, 2, 2, ""),
+        (FOUR, 4, 1, "devices: 4 on num_nodes: 1 asked for, SLURM started 2 on 2"),
+        (TWO, 2, 1, "SLURM gave this job 2 tasks, but this is not one of srun's; write: srun carb"),
+        (TWO | {"SLURM_JOB_NAME": "bash"}, 2, 1, ""),
+    ],
+)  # fmt: skip
+def test_a_launchers_processes_are_those_asked_for(params, monkeypatch, environment, devices, nodes, words) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    params = params.updated(devices=devices, num_nodes=nodes)
+    if not words:
+        return check_launched(params)
+    with pytest.raises(CarbError) as error:
+        check_launched(params)
+    assert words in one_line(error)
