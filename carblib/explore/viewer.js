@@ -69,12 +69,14 @@ class Viewer {
     this.look = structuredClone(model.get("look"));
     this.image = null; this.maps = []; this.grids = []; this.panels = new Map();
     this.queue = []; this.waiting = null; this.loads = 0; this.frames = 0; this.hover = null;
+    this.held = null; this.late = new Map();
     this.build(el);
     this.listeners = { picture: () => this.load(), detail: () => this.sharpen(), layers: () => this.load(), look: () => this.looked(),
       class_id: () => this.update(), status: () => this.say(), gallery: () => this.showGallery(),
       results: () => this.showResults(), place: () => this.showPlace(), local: () => this.schedule(),
       answered: () => { this.waiting = null; this.flush(); } };
     for (const [name, call] of Object.entries(this.listeners)) model.on(`change:${name}`, call);
+    for (const name of ["pointerup", "pointercancel"]) window.addEventListener(name, this.letGo);
     this.resizing = new ResizeObserver(() => {
       const frame = this.root.closest(".widget-vbox"); // which ipywidgets gives neither role nor name
       frame?.setAttribute("role", "region"); frame?.setAttribute("aria-label", "explorer with its controls");
@@ -89,6 +91,7 @@ class Viewer {
     cancelAnimationFrame(this.frame); clearTimeout(this.still); clearTimeout(this.saving);
     this.loads++; this.image = null; // what is still being decoded comes too late
     for (const [name, call] of Object.entries(this.listeners)) this.model.off(`change:${name}`, call);
+    for (const name of ["pointerup", "pointercancel"]) window.removeEventListener(name, this.letGo);
   }
 
   // --- the page ---------------------------------------------------------------------------------------------------
@@ -142,7 +145,7 @@ class Viewer {
     const side = make("aside", { "aria-label": "classes, scores and tags" }, this.legend, this.histogram, this.scale,
       make("div", {}, this.tag, this.tags));
     this.root = make("section", { class: "carblib-viewer", tabindex: 0, "aria-label": "explorer: press ? for its keys",
-      "data-lm-suppress-shortcuts": "true", onkeydown: (event) => this.pressed(event) },
+      "data-lm-suppress-shortcuts": "true", onkeydown: (event) => this.pressed(event), onpointerdown: (event) => { this.held = event.target; } },
     bar, this.toggles, this.status, make("div", { class: "main" }, make("div", { class: "left" }, this.grid, this.readout),
       side), this.gallery, this.results, this.help);
     el.append(this.root);
@@ -164,12 +167,21 @@ class Viewer {
   }
 
   // Put nodes in place of others; where one of these had the focus, its like has it then, or keys would mean nothing.
+  // Where one of them is being pressed, when it is let go: a click that ends on another node than it began on is lost.
   refill(place, ...nodes) {
+    if (place.contains(this.held)) return this.late.set(place, nodes);
     const label = (node) => node.getAttribute("aria-label") ?? node.textContent, held = document.activeElement;
     const within = place.contains(held);
     place.replaceChildren(...nodes);
     if (within) ([...place.querySelectorAll("button:enabled, input, summary")].find((node) => label(node) === label(held)) ?? this.root).focus({ preventScroll: true });
   }
+
+  letGo = () => setTimeout(() => { // after the click
+    const late = this.late;
+    this.held = null; this.late = new Map();
+    for (const [place, nodes] of late) this.refill(place, ...nodes);
+    this.markThumb();
+  });
 
   // --- what comes from the kernel ---------------------------------------------------------------------------------
 

@@ -100,6 +100,26 @@ def test_keys_act_after_a_click_on_what_is_made_anew(seen: Seen) -> None:
     assert page.evaluate("model.get('look').opacity") == pytest.approx(before + 0.05)
 
 
+def test_a_press_acts_on_what_was_pressed_though_news_come_before_it_is_let_go(seen: Seen) -> None:
+    """A list that the kernel sends between a press and its release makes the buttons anew: the click is theirs."""
+    page, viewer = seen.page, seen.viewer
+    for name, changed, done in [
+        ("list as a table", "gallery", "viewer.querySelector('table.list')"),
+        ("list as a table", "gallery", "viewer.querySelector('.thumbs')"),
+        ("show road", "layers", "!viewer.querySelector('[aria-label=\"show road\"]').checked"),
+        ("show road", "layers", "viewer.querySelector('[aria-label=\"show road\"]').checked"),
+    ]:
+        place = viewer.get_by_label(name, exact=True).bounding_box()
+        page.mouse.move(place["x"] + place["width"] / 2, place["y"] + place["height"] / 2)
+        page.mouse.down()
+        page.evaluate("([name]) => model.set(name, { ...model.get(name), note: 'news' })", [changed])
+        page.wait_for_timeout(100)  # what is decoded is drawn
+        page.mouse.up()
+        seen.until(done)
+        page.evaluate("drawn")
+        assert "news" in viewer.locator(".gallery").inner_text(), "what came is shown once the button is let go"
+
+
 def test_an_empty_list_leaves_nothing_of_the_last_image(seen: Seen) -> None:
     page = seen.page
     seen.point("truth", 0.5, 0.5)
