@@ -15,13 +15,14 @@ class Later:
     """Does the newest of the jobs it is given in a thread of its own, and tells of it where it was asked.
 
     A job that has not begun gives way to the next one; the result of one that was overtaken is dropped. Without a
-    running event loop (a script, a test) a job is done at once.
+    running event loop (a script, a test) a job is done at once. `lock` is held while a result is told, and must be held
+    by who calls `run` or `forget`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, lock: threading.RLock):
+        self._lock = lock
         self._thread = ThreadPoolExecutor(1, initializer=_give_way)
         self._turn = 0
-        self._timer: asyncio.TimerHandle | None = None
 
     def run(self, job: Callable[[], Any], done: Callable[[Any], None], wait: float = 0.0) -> None:
         """Call `done` with what `job` returns, or with the exception it ends in; begin `wait` seconds later."""
@@ -31,9 +32,7 @@ class Later:
         except RuntimeError:
             done(_outcome(job))
             return
-        if self._timer:
-            self._timer.cancel()
-        self._timer = loop.call_later(wait, self._begin, loop, self._turn, job, done)
+        loop.call_later(wait, self._begin, loop, self._turn, job, done)
 
     def forget(self) -> None:
         """Drop the job that waits or runs."""
@@ -41,19 +40,21 @@ class Later:
 
     def _begin(self, loop: asyncio.AbstractEventLoop, turn: int, job: Callable, done: Callable) -> None:
         def finish(future: Any) -> None:
-            if turn == self._turn:
-                done(future.result())
+            with self._lock:
+                if turn == self._turn:
+                    done(future.result())
 
         def work() -> Any:
             return _outcome(job) if turn == self._turn else None
 
-        loop.run_in_executor(self._thread, work).add_done_callback(finish)
+        if turn == self._turn:
+            loop.run_in_executor(self._thread, work).add_done_callback(finish)
 
 
 def _give_way() -> None:
     # A person who moves on must not wait for the image that they left; only Linux knows priorities of threads.
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 15)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 5)
 
 
 def _outcome(job: Callable[[], Any]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import threading
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -31,7 +32,7 @@ class Listing:
     of controls are the explorer's own and mean nothing.
     """
 
-    def __init__(self, explorer: Explorer, controls: Controls, viewer: Viewer, tags: Tags):
+    def __init__(self, explorer: Explorer, controls: Controls, viewer: Viewer, tags: Tags, lock: threading.RLock):
         self.explorer, self.controls, self.viewer, self.tags = explorer, controls, viewer, tags
         self.images: list[int] = []
         self.place = 0
@@ -41,7 +42,7 @@ class Listing:
         self._first = 0  # place of the gallery's first image
         self._told: tuple[str, str] | None = None  # split and network whose orders were offered last
         self._ranked: dict[tuple[str, str], list[int]] = {}  # by disagreement, which is read from masks once
-        self._thumbs = Later()
+        self._thumbs = Later(lock)
 
     @property
     def index(self) -> int | None:

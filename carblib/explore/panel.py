@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import itertools
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -55,8 +56,9 @@ class ExplorerPanel:
         traitlets.link((self.controls.shown_class, "value"), (self.viewer, "class_id"))
         traitlets.link((self.controls.local, "value"), (self.viewer, "local"))
         self.widget = VBox([self.controls.layout(), self.viewer])
-        self.listing = Listing(explorer, self.controls, self.viewer, self.tags)
-        self.showing = Showing(explorer, self.viewer, self.listing, self._drop_networks)
+        self.lock = threading.RLock()  # held by whatever changes what is shown
+        self.listing = Listing(explorer, self.controls, self.viewer, self.tags, self.lock)
+        self.showing = Showing(explorer, self.viewer, self.listing, self._drop_networks, self.lock)
         self._centre = first.centre
         self._handle: Any = None
         self.listing.renew(self.showing.note, first.index)
@@ -69,25 +71,34 @@ class ExplorerPanel:
         self._handle = display(HTML(""), display_id=True)
 
     def _observe(self) -> None:
-        controls = self.controls
+        controls, alone = self.controls, self._alone
         for control in (controls.masker, controls.gate, controls.local, controls.words, controls.zoom):
-            control.observe(self.redraw, "value")
-        controls.shown_class.observe(lambda _: self.listing.refresh(), "value")
+            control.observe(alone(self.redraw), "value")
+        controls.shown_class.observe(alone(lambda _: self.listing.refresh()), "value")
         for control in (controls.split, controls.sort, controls.present, controls.tag):
-            control.observe(self._regroup, "value")
+            control.observe(alone(self._regroup), "value")
         for control in (controls.network, controls.other):
-            control.observe(self._renetwork, "value")
-        controls.search.observe(self._find, "value")
-        controls.next_hit.on_click(self._find)
-        controls.clear.on_click(lambda _: self._filter())
+            control.observe(alone(self._renetwork), "value")
+        controls.search.observe(alone(self._find), "value")
+        controls.next_hit.on_click(alone(self._find))
+        controls.clear.on_click(alone(lambda _: self._filter()))
         self._on_text(controls.checkpoint, self._add_network)
-        controls.upload.observe(self._upload, "value")
-        controls.save.on_click(lambda _: self.save_figure())
+        controls.upload.observe(alone(self._upload), "value")
+        controls.save.on_click(alone(lambda _: self.save_figure()))
         self._on_text(controls.selection, self._export)
         self._on_text(controls.view_name, self._save_view)
-        controls.open_view.observe(self._open_view, "value")
-        self.viewer.observe(self._asked, "event")
+        controls.open_view.observe(alone(self._open_view), "value")
+        self.viewer.observe(alone(self._asked), "event")
         self.viewer.on_msg(self._still)
+
+    def _alone(self, act: Callable[..., None]) -> Callable[..., None]:
+        """Let a handler run when no other does: JupyterLab has the kernel answer clicks and values in two threads."""
+
+        def one(*told: Any) -> None:
+            with self.lock:
+                act(*told)
+
+        return one
 
     def _on_text(self, control: Text, act: Callable[[str], None]) -> None:
         """Act on a text and clear it; one that failed stays, and Enter tries it again."""
@@ -99,6 +110,7 @@ class ExplorerPanel:
                     act(text)
                     control.value = ""
 
+        entered = self._alone(entered)
         control.observe(entered, "value")
         control.on_msg(lambda _, content, __: entered() if content.get("event") == "submit" else None)
 

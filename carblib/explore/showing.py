@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -30,14 +31,19 @@ class Showing:
     """
 
     def __init__(
-        self, explorer: Explorer, viewer: Viewer, listing: Listing, drop_networks: Callable[[ExplorerState], None]
+        self,
+        explorer: Explorer,
+        viewer: Viewer,
+        listing: Listing,
+        drop_networks: Callable[[ExplorerState], None],
+        lock: threading.RLock,
     ):
         self.explorer, self.viewer, self.listing, self.drop_networks = explorer, viewer, listing, drop_networks
         self.drawn = 0
         self._notes: list[str] = []  # to be said with the next whole picture
         self._failed = False  # whether one of them is of an error
         self._unanswered: float | None = None
-        self._looking, self._ahead = Later(), Later()
+        self._looking, self._ahead = Later(lock), Later(lock)
 
     # --- what is said ------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ const KEYS = [
   ["l · t · g", "local view · tag this image · gallery"],
   ["?, Esc", "this help, close it"],
 ];
+const RELEASES = ["pointerup", "pointercancel", "keyup"];
 const MODES = ["fill", "outline", "errors"];
 const VOID = 255, NOISY = 254, WINS = 253, NOTHING = 252; // what is no train id
 
@@ -76,7 +77,7 @@ class Viewer {
       results: () => this.showResults(), place: () => this.showPlace(), local: () => this.schedule(),
       answered: () => { this.waiting = null; this.flush(); } };
     for (const [name, call] of Object.entries(this.listeners)) model.on(`change:${name}`, call);
-    for (const name of ["pointerup", "pointercancel"]) window.addEventListener(name, this.letGo);
+    for (const name of RELEASES) window.addEventListener(name, this.letGo, true);
     this.resizing = new ResizeObserver(() => {
       const frame = this.root.closest(".widget-vbox"); // which ipywidgets gives neither role nor name
       frame?.setAttribute("role", "region"); frame?.setAttribute("aria-label", "explorer with its controls");
@@ -88,10 +89,10 @@ class Viewer {
 
   close() {
     this.resizing.disconnect();
-    cancelAnimationFrame(this.frame); clearTimeout(this.still); clearTimeout(this.saving);
+    cancelAnimationFrame(this.frame); clearTimeout(this.still); clearTimeout(this.saving); clearTimeout(this.letting);
     this.loads++; this.image = null; // what is still being decoded comes too late
     for (const [name, call] of Object.entries(this.listeners)) this.model.off(`change:${name}`, call);
-    for (const name of ["pointerup", "pointercancel"]) window.removeEventListener(name, this.letGo);
+    for (const name of RELEASES) window.removeEventListener(name, this.letGo, true);
   }
 
   // --- the page ---------------------------------------------------------------------------------------------------
@@ -145,7 +146,8 @@ class Viewer {
     const side = make("aside", { "aria-label": "classes, scores and tags" }, this.legend, this.histogram, this.scale,
       make("div", {}, this.tag, this.tags));
     this.root = make("section", { class: "carblib-viewer", tabindex: 0, "aria-label": "explorer: press ? for its keys",
-      "data-lm-suppress-shortcuts": "true", onkeydown: (event) => this.pressed(event), onpointerdown: (event) => { this.held = event.target; } },
+      "data-lm-suppress-shortcuts": "true", onkeydown: (event) => { if (event.key === " ") this.hold(event); this.pressed(event); },
+      onpointerdown: (event) => { if (!event.button) this.hold(event); } },
     bar, this.toggles, this.status, make("div", { class: "main" }, make("div", { class: "left" }, this.grid, this.readout),
       side), this.gallery, this.results, this.help);
     el.append(this.root);
@@ -170,18 +172,24 @@ class Viewer {
   // Where one of them is being pressed, when it is let go: a click that ends on another node than it began on is lost.
   refill(place, ...nodes) {
     if (place.contains(this.held)) return this.late.set(place, nodes);
+    this.late.delete(place);
     const label = (node) => node.getAttribute("aria-label") ?? node.textContent, held = document.activeElement;
     const within = place.contains(held);
     place.replaceChildren(...nodes);
     if (within) ([...place.querySelectorAll("button:enabled, input, summary")].find((node) => label(node) === label(held)) ?? this.root).focus({ preventScroll: true });
   }
 
-  letGo = () => setTimeout(() => { // after the click
-    const late = this.late;
-    this.held = null; this.late = new Map();
-    for (const [place, nodes] of late) this.refill(place, ...nodes);
-    this.markThumb();
-  });
+  hold(event) { clearTimeout(this.letting); this.held = event.target; }
+
+  letGo = () => {
+    if (!this.held) return;
+    clearTimeout(this.letting);
+    this.letting = setTimeout(() => { // after the click
+      this.held = null;
+      for (const [place, nodes] of this.late) this.refill(place, ...nodes);
+      this.markThumb();
+    });
+  };
 
   // --- what comes from the kernel ---------------------------------------------------------------------------------
 

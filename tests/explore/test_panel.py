@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import zlib
 from dataclasses import replace
@@ -45,6 +46,33 @@ def ask(panel: ExplorerPanel, kind: str, **event: object) -> None:
 
 def said(panel: ExplorerPanel) -> str:
     return panel.viewer.status["text"]
+
+
+def test_what_two_threads_of_a_kernel_ask_is_done_one_after_the_other(
+    panel: ExplorerPanel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """JupyterLab sends clicks to a kernel's main thread and other messages to a subshell, a thread of its own."""
+    inside, go_on, renew = threading.Event(), threading.Event(), panel.listing.renew
+
+    def slow(*told: object) -> None:
+        if threading.current_thread() is clicked:
+            inside.set()
+            assert go_on.wait(60)
+        renew(*told)
+        if threading.current_thread() is asked:
+            clicked.join(60)  # who came first leaves first
+
+    monkeypatch.setattr(panel.listing, "renew", slow)
+    clicked = threading.Thread(target=panel.controls.clear.click)
+    asked = threading.Thread(target=ask, args=(panel, "confusion"), kwargs={"truth": 0, "predicted": 1})
+    clicked.start()
+    assert inside.wait(60)
+    asked.start()
+    asked.join(0.3)
+    go_on.set()
+    clicked.join(60)
+    asked.join(60)
+    assert not panel.listing.quiet, "the controls act"
 
 
 def test_the_page_gets_what_the_library_computes(explorer: Explorer) -> None:

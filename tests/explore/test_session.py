@@ -280,7 +280,7 @@ def test_only_the_newest_job_is_told_of() -> None:
         return "slow"
 
     async def main() -> None:
-        later = Later()
+        later = Later(threading.RLock())
         later.run(slow, told.append)
         await asyncio.to_thread(begun.wait, 20)
         for number in range(15):
@@ -295,7 +295,7 @@ def test_only_the_newest_job_is_told_of() -> None:
 
     asyncio.run(main())
     assert told[0] == 14 and isinstance(told[1], ZeroDivisionError) and len(told) == 2
-    Later().run(lambda: "at once", told.append)
+    Later(threading.RLock()).run(lambda: "at once", told.append)
     assert told[2] == "at once"
 
 

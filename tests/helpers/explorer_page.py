@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -24,6 +25,7 @@ SETTINGS = {
     "notebook-extension/tracker": {"autoStartDefaultKernel": True, "windowingMode": "none"},
 }
 VIEWER = ".carblib-viewer"
+IDLE = '.jp-NotebookPanel [data-status="idle"]'
 NAMED = ("button combobox textbox slider spinbutton checkbox image img table toolbar group figure dialog "
          "DisclosureTriangle columnheader rowheader region complementary").split()  # fmt: skip
 # What a panel's canvas shows, small: what a person would see of it.
@@ -91,22 +93,35 @@ def open_page(width: int, height: int) -> Iterator[object]:
             browser.close()
 
 
+def open_notebook(page: object, address: str) -> None:
+    """Open a notebook and wait for its kernel. JupyterLab says "idle" before it has one, and may ask which to take."""
+    name = re.search(r"/lab/tree/([^?]*)", address)[1]
+    sessions = re.sub(r"/lab/tree/[^?]*", "/api/sessions", address)
+    begun = time.monotonic()
+    page.goto(address)
+    while True:
+        kernels = [one["kernel"] or {} for one in page.request.get(sessions).json() if one["path"] == name]
+        ready = any(kernel.get("connections") and kernel["execution_state"] == "idle" for kernel in kernels)
+        if ready and page.locator(IDLE).count():
+            return
+        assert time.monotonic() < begun + PATIENCE / 1000, "the notebook has no kernel"
+        if page.locator(".jp-Dialog").count():
+            page.click(".jp-Dialog .jp-mod-accept")
+        page.wait_for_timeout(100)
+
+
 def run_all(page: object, address: str) -> None:
     """Run a notebook until the explorer shows an image and what CLIP and the network say of it.
 
-    JupyterLab on a busy machine may have no kernel yet, and asks which one to take; or it connects to its kernel twice,
-    and what it was asked in between is lost: the cells, or the models of the widgets. Then the page is loaded anew.
+    JupyterLab on a busy machine may connect to its kernel twice, and what it was asked in between is lost: cells, or the
+    models of the widgets. Then the page is loaded anew.
     """
-    idle = '.jp-NotebookPanel [data-status="idle"]'
     begun, asked = time.monotonic(), None
     while not page.locator(VIEWER).count():
         now = time.monotonic()
         assert now < begun + PATIENCE / 1000, "the explorer did not appear"
-        if page.locator(".jp-Dialog").count():
-            page.click(".jp-Dialog .jp-mod-accept")
-        elif asked is None or now > asked + 15 and page.locator(idle).count():
-            page.goto(address)
-            page.wait_for_selector(idle)
+        if asked is None or now > asked + 15 and page.locator(IDLE).count():
+            open_notebook(page, address)
             press_run_all(page)
             asked = time.monotonic()
         page.wait_for_timeout(200)
@@ -115,8 +130,13 @@ def run_all(page: object, address: str) -> None:
 
 
 def press_run_all(page: object) -> None:
-    page.click('.lm-MenuBar-itemLabel:text-is("Run")')
-    page.click('.lm-Menu-itemLabel:text-is("Run All Cells")')
+    entry = page.locator('.lm-Menu-itemLabel:text-is("Run All Cells")')
+    until = time.monotonic() + PATIENCE / 1000
+    while not entry.is_visible():  # a menu closes when something else takes the focus
+        assert time.monotonic() < until, "the menu does not open"
+        page.click('.lm-MenuBar-itemLabel:text-is("Run")')
+        page.wait_for_timeout(200)
+    entry.click()
 
 
 class Seen:
@@ -127,7 +147,9 @@ class Seen:
 
     def whole(self) -> None:
         """Wait until an image and all of its maps are drawn."""
+        self.settle()  # or what is said may be of the frame before
         self.until("viewer.dataset.drawn?.endsWith('whole')")
+        self.settle()
 
     def until(self, condition: str, arg: object = None) -> None:
         """Wait for a condition on `viewer` (an element) and `arg`, in JavaScript."""
