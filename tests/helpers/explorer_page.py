@@ -94,7 +94,7 @@ def open_page(width: int, height: int) -> Iterator[object]:
 
 
 def open_notebook(page: object, address: str) -> None:
-    """Open a notebook and wait for its kernel. JupyterLab says "idle" before it has one, and may ask which to take."""
+    """Open a notebook and wait for its kernel: JupyterLab says "idle" before it has one, and may ask which."""
     name = re.search(r"/lab/tree/([^?]*)", address)[1]
     sessions = re.sub(r"/lab/tree/[^?]*", "/api/sessions", address)
     begun = time.monotonic()
@@ -113,8 +113,8 @@ def open_notebook(page: object, address: str) -> None:
 def run_all(page: object, address: str) -> None:
     """Run a notebook until the explorer shows an image and what CLIP and the network say of it.
 
-    JupyterLab on a busy machine may connect to its kernel twice, and what it was asked in between is lost: cells, or the
-    models of the widgets. Then the page is loaded anew.
+    JupyterLab on a busy machine may connect to its kernel twice, and what it was asked in between is lost: cells, or
+    the models of the widgets. Then the page is loaded anew.
     """
     begun, asked = time.monotonic(), None
     while not page.locator(VIEWER).count():
