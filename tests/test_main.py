@@ -53,7 +53,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # --- help ------------------------------------------------------------------------------------------------------------
 
 
-def test_help_fits_a_screen_and_names_every_command_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_fits_a_screen_and_names_every_command_in_a_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     assert ends() == 0
     lines = capsys.readouterr().out.splitlines()
     assert 20 <= len(lines) <= 40

@@ -171,7 +171,9 @@ def test_a_part_is_resized_as_within_the_whole(whole, ratio, stretch, draws):
     image, mask = rng.integers(0, 256, (*whole, 3), np.uint8), rng.integers(0, 11, whole, np.uint8)
     rows, columns = (slice(start, start + length) for start, length in zip(box, part, strict=True))
     shown = load_part(image, size, box, part)
-    assert shown.is_contiguous() and torch.equal(shown, load_sized(image, size)[:, rows, columns])
+    apart = (shown.int() - load_sized(image, size)[:, rows, columns].int()).abs().max()
+    vectors = torch.backends.cpu.get_cpu_capability().startswith("AVX")  # without them torch may round the other way
+    assert shown.is_contiguous() and apart <= (0 if vectors else 1)
     if min(whole) > 4:  # of a side of two pixels torch rounds the middle either way
         np.testing.assert_array_equal(resize_mask_part(mask, size, box, part), resize_mask(mask, size)[rows, columns])
 

@@ -50,7 +50,8 @@ def test_one_line_of_any_error():
     assert one_line(FileNotFoundError(errno.ENOENT, "No such file", "/x")) == "/x: no such file; check the path"
 
 
-def test_an_interrupted_training_shows_one_word_in_a_notebook(capsys):
+def test_an_interrupted_training_shows_one_word_in_a_notebook(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
     shell = pytest.importorskip("IPython.core.interactiveshell").InteractiveShell()
     shell.user_ns["Interrupted"] = Interrupted
     shell.run_cell("print('stopped at iteration 3')\nraise Interrupted")

@@ -99,7 +99,7 @@ def test_processes_of_a_launcher_write_together_and_never_beside_one_that_is_alo
 
 
 def test_one_that_settles_is_waited_for(tmp_path) -> None:
-    order, begun = [], threading.Event()
+    order, begun, written = [], threading.Event(), threading.Event()
 
     def slow() -> None:
         begun.set()
@@ -108,13 +108,14 @@ def test_one_that_settles_is_waited_for(tmp_path) -> None:
 
     def first() -> None:
         with one_of_writers(tmp_path, slow):
-            time.sleep(0.3)
+            assert written.wait(60)
 
     thread = threading.Thread(target=first)
     thread.start()
     begun.wait(10)
     with one_of_writers(tmp_path, lambda: order.append("again")):
         order.append("writes")
+        written.set()
     thread.join()
     assert order == ["settled", "writes"]
 

@@ -76,13 +76,14 @@ def test_an_error_is_raised_at_its_items_turn(stage: str, workers: int) -> None:
             written.append(i)
         return i
 
+    before = threading.active_count()
     read = in_order(lambda i: step("read", i), range(100), workers)
     with pytest.raises(CarbError, match="^7.png: is bad$"):
         for _ in in_order(lambda i: step("write", i), (step("compute", i) for i in read), workers):
             pass
     # What came before it is done, and little of what came after.
     assert {*range(7)} <= {*written} and len(written) < 12 and 7 not in written
-    assert threading.active_count() < 20
+    assert threading.active_count() <= before + 4
 
 
 def test_after_an_interrupt_what_was_begun_is_whole_and_no_more_is_drawn(tmp_path) -> None:

@@ -106,7 +106,8 @@ def expected(params: Params, image: np.ndarray) -> np.ndarray:
 def test_a_killed_worker_loses_nothing_doubles_nothing_and_leaves_nothing(
     tmp_path: Path, params: Params, frames: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shards, each, scratch = 6, 8, tmp_path / "scratch"
+    shards, each, scratch = 6, 24, tmp_path / "scratch"
+    params = params.updated(workers=1)  # more would read a shard to its end at once, and nobody be seen at work
     scratch.mkdir()
     monkeypatch.setenv("TMPDIR", str(scratch))
     monkeypatch.setattr(tempfile, "tempdir", None)  # asked anew

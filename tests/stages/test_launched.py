@@ -78,7 +78,7 @@ def launch(start: list[dict[str, str]], *what: object, killed: dict[int, tuple[s
 
 def ended(processes: list) -> list[int | None]:
     for process in processes:
-        process.join(60)
+        process.join(300)
     return [process.exitcode for process in processes]
 
 
