@@ -93,7 +93,7 @@ def load_part(image: np.ndarray, size: Sequence[int], box: Sequence[int], part: 
     """Return what `load_sized(image, size)` shows from the box (top, left) on, (3, h, w) of `part`.
 
     Bit for bit where the CPU has AVX; without, torch may round the other way. An image that is enlarged need not be as
-    a whole. The kernel is told scales but no offset, so what it is given begins at a corner, the one nearest to the part.
+    a whole. The kernel is told scales but no offset, so what it is given begins at the corner nearest to the part.
     """
     if image.shape[:2] == tuple(size):
         image = image[box[0] : box[0] + part[0], box[1] : box[1] + part[1]]
