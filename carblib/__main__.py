@@ -325,10 +325,10 @@ def evaluate(
     """Measure anyone's predictions against a split's masks."""
     from carblib.data.readers import open_split
     from carblib.results.words import percent
-    from carblib.stages.evaluate import default_variant, evaluate_folder, evaluation_path
+    from carblib.stages.evaluate import evaluate_folder, evaluation_path, result_name
 
     split = open_split(params, split_name or params.test_split)
-    variant = variant or default_variant(folder, params, split.name)
+    variant = result_name(folder, params, split.name, variant)
     result = evaluate_folder(folder, split, params, variant, resize=resize, label_ids=label_ids)
     scores = f"mIoU {percent(result['miou'])} %, small {percent(result['small_miou'])} %"
     if is_first():

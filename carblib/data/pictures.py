@@ -68,7 +68,13 @@ def by_name(paths: Iterable[Path], folder: Path, ending: str = "", flat: bool = 
     return found
 
 
-def images_in(folder: Path, deep: bool = False, ending: str = "", flat: bool = False) -> dict[str, Path]:
+def images_in(
+    folder: Path,
+    deep: bool = False,
+    ending: str = "",
+    flat: bool = False,
+    remedy: str = "check `root` and the split's name",
+) -> dict[str, Path]:
     """Return the images of a folder by name, of those whose names have the ending.
 
     Raises CarbError for a folder without any and for pictures of a kind that cannot be read.
@@ -80,7 +86,7 @@ def images_in(folder: Path, deep: bool = False, ending: str = "", flat: bool = F
         raise CarbError(f"{strange[0]}: {what}; convert them to PNG or JPEG, or move them elsewhere")
     if not pictures:
         kinds = ", ".join(ending + suffix for suffix in IMAGE_SUFFIXES)
-        raise CarbError(f"{folder}: no image ({kinds}) in it; check `root` and the split's name")
+        raise CarbError(f"{folder}: no image ({kinds}) in it; {remedy}")
     return by_name(pictures, folder, ending, flat)
 
 

@@ -106,10 +106,13 @@ def open_pictures(folder: Path, classes: ClassSet) -> Split:
 
     Raises CarbError for a folder that is missing, empty or holds pictures that cannot be read.
     """
-    found = images_in(folder, deep=True) if folder.is_dir() else {}
+    if not folder.is_dir():
+        is_file = "is a file; name the folder that holds the pictures"
+        raise CarbError(f"{folder}: {is_file if folder.exists() else 'no such folder; check --images'}")
+    found = images_in(folder, deep=True, remedy="check --images")
     names = sorted(name for name, path in found.items() if folder / "masks" not in path.parents)
     if not names:
-        raise CarbError(f"{folder}: no such folder, or no pictures in it but masks/; check --images")
+        raise CarbError(f"{folder}: no pictures in it but masks/; check --images")
     images, masks = [found[name] for name in names], [None] * len(names)
     decode = partial(label_maps.decode_index, table=label_maps.own_indices(len(classes)), palette=classes.palette)
     return Split(folder.name or "pictures", classes, folder, names, images, masks, "only pictures are read", decode)

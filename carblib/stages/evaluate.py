@@ -35,6 +35,7 @@ from carblib.metrics import bootstrap, confusion, iou, miou
 from carblib.params import Params, below_root, is_plain_name
 from carblib.small_objects import Objects, join, match_objects, object_table
 from carblib.transforms import resize_mask
+from carblib.variants import VARIANTS
 
 _Measured = tuple[np.ndarray, Objects, tuple[int, ...]]  # of an image: confusion, objects, size
 
@@ -241,8 +242,11 @@ def compared(params: Params, split: Split, predictions: str) -> dict[str, str]:
 def prediction_paths(folder: Path, names: Sequence[str], label_ids: bool = False) -> list[Path]:
     """Return the prediction of every image, in the order of `names`; says which PNGs are of none.
 
-    Raises CarbError where one is missing, or there are two.
+    Raises CarbError where there is no such folder, where one is missing, or there are two.
     """
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "no such folder"
+        raise CarbError(f"{folder}: {what}; name a folder of predictions")
     # A submission may have a folder per city; ours have pictures of the same names in colour/.
     there = [path for path in files_in(folder, deep=label_ids) if path.suffix.lower() == ".png"]
     found, strange = {name: [] for name in names}, []
@@ -362,18 +366,41 @@ def _row(name: str, value: float | None, interval: Sequence[float | None]) -> di
     return {"class": name, "iou": value, "low": interval[0], "high": interval[1]}
 
 
-def default_variant(folder: Path, params: Params, split_name: str) -> str:
-    """Return the name of a folder's evaluation: <variant> of the run's own predictions/<variant>/<split>, else its own.
+def result_name(folder: Path, params: Params, split_name: str, variant: str | None = None) -> str:
+    """Return the name of a folder's evaluation: `variant`, or by default the folder's own.
 
-    Raises CarbError where that name is taken by the evaluation of something else.
+    That of the run's own predictions/<variant>/<split> is <variant>. Raises CarbError where the default is taken by the
+    evaluation of something else, and for the name of a row of ours (`carblib.variants`) where the folder is not the
+    run's own of it: figures and report would show it as ours.
     """
     folder = folder.resolve()
+    name = variant or _default_name(folder, params, split_name)
+    if name in VARIANTS or name.startswith("pseudo_masks"):
+        own = _own_folders(params, name, split_name)
+        if folder not in own:
+            what = f"is for {own[0]}, and {folder} is not; name its result otherwise with --variant"
+            raise CarbError(f"variant '{name}': {what}")
+    return name
+
+
+def _own_folders(params: Params, variant: str, split_name: str) -> list[Path]:
+    """Return where a run keeps the predictions (a submission, too) or pseudo-masks of a row, resolved."""
+    if variant in ("pseudo_masks", "pseudo_masks_global"):
+        places = [f"pseudo_masks/{split_name}", f"pseudo_masks_crf/{split_name}"]
+    elif variant.startswith("pseudo_masks"):
+        places = [f"{variant}/{split_name}"]
+    else:
+        places = [f"predictions/{variant}/{split_name}", f"predictions/{variant}/{split_name}_labelIds"]
+    return [(params.run_dir / place).resolve() for place in places]
+
+
+def _default_name(folder: Path, params: Params, split_name: str) -> str:
     own = folder.parent.parent == (params.run_dir / "predictions").resolve()
     variant = folder.parent.name if own else folder.name
     path = evaluation_path(params, variant, split_name)
     if path.is_file():
         before = files.read_json(path, "delete the file and evaluate again").get("folder")
-        if before != below_root(folder.resolve()) and not (own and before is None):
+        if before != below_root(folder) and not (own and before is None):
             raise CarbError(
                 f"{path}: is the evaluation of {before or 'a network of this run'}, not of {folder}; "
                 "name this one with --variant"

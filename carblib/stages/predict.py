@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 from tqdm import tqdm
 
-from carblib.base import images
+from carblib.base import files, images
 from carblib.base.device import torch_device
 from carblib.base.errors import CarbError
 from carblib.base.memory import lowering
 from carblib.base.parallel import in_order
 from carblib.base.processes import is_first
 from carblib.base.progress import bar_options, note
-from carblib.base.stamps import FILES, MASK, to_make
+from carblib.base.stamps import FILES, MASK, NAME, Stamp, compare, read_stamp, to_make
 from carblib.classes import CITYSCAPES, IGNORE, ClassSet
 from carblib.data.audit import note_stretching
 from carblib.data.checks import check_split, without_bad
@@ -31,10 +32,12 @@ from carblib.data.readers import open_pictures
 from carblib.data.sources import contents, prediction_stamp
 from carblib.data.split import Split
 from carblib.infer import predict_mask
-from carblib.params import Params
+from carblib.params import Params, below_root
 from carblib.training.state import load_trained, stamp_and_changes
 from carblib.variants import TRAINED
 
+PICTURES = "pictures/"  # before the name of `--images`: no split of a dataset has a / in its name
+SOURCE = "pictures.json"  # says of which folder the predictions of pictures are
 OPACITY = 0.5
 MAX_SIDE = 65_500  # pixels of a JPEG
 
@@ -53,9 +56,8 @@ def predict_checkpoint(
 ) -> Path:
     """Predict every image of a split with a trained network (`final.pt` or `checkpoint.pt`) and return the folder.
 
-    `folder` defaults to `prediction_folder` of the training's name, below pictures/ for images that are not the run's.
-    As `predict_split` else. Raises CarbError for a network of other classes than the parameters', and for a file that
-    changes while it is read.
+    `folder` defaults to `prediction_folder` of the training's and the split's name. As `predict_split` else.
+    Raises CarbError for a network of other classes than the parameters', and for a file that changes while it is read.
     """
     checkpoint = Path(checkpoint)
     weights = contents(params).digest(checkpoint)
@@ -69,11 +71,9 @@ def predict_checkpoint(
         )
     if trained.image_size != params.image_size:
         print(f"{checkpoint}: learnt at image_size {[*trained.image_size]}, predicts at {[*params.image_size]}")
-    name = f"pictures/{split.name}"
-    if split.root == params.data_root:
-        name = split.name
+    if not split.name.startswith(PICTURES):
         _note_stale(checkpoint, params)
-    folder = folder or prediction_folder(params, checkpoint.parent.name, name)
+    folder = folder or prediction_folder(params, checkpoint.parent.name, split.name)
     return predict_split(network.to(torch_device(params.device)), split, params, folder, weights, pictures)
 
 
@@ -102,12 +102,18 @@ def predict_split(
     Writes `<name>.png` (train ids with palette) and, with `pictures`, `colour/<name>.png` and `overlay/<name>.jpg`, of
     every second pixel or fewer where JPEG ends (`MAX_SIDE`). `weights`: a digest that tells this network from others.
     Predictions of another network or made otherwise are made anew, and a line says so. Of a launcher's processes each
-    predicts its share (`to_make`). Raises CarbError for a folder that holds masks or pictures of anyone else.
+    predicts its share (`to_make`). Raises CarbError for a folder that holds masks or pictures of anyone else, or
+    predictions of another folder of pictures.
     """
     needed = FILES if pictures else MASK
     check_split(params, split, masks=False)
     now = prediction_stamp(params, split, weights)
+    source = below_root(split.root) if split.name.startswith(PICTURES) else ""
+    if source:
+        _check_source(folder, source, now)
     with to_make(folder, now, needed=needed) as names:
+        if source and is_first():
+            files.write_json(folder / SOURCE, {"folder": source})
         if names:
             note_stretching(params, split)
         place_of = {name: i for i, name in enumerate(split.names)}
@@ -118,6 +124,15 @@ def predict_split(
             tqdm(written, f"predict {split.name}", len(names), unit="image", disable=not is_first(), **bar_options()), 0
         )
     return folder
+
+
+def _check_source(folder: Path, source: str, now: Stamp) -> None:
+    """Raise CarbError where predictions of another folder than `source` would be lost: one that moved loses none."""
+    path, before = folder / SOURCE, read_stamp(folder / NAME)
+    if before and path.is_file():
+        of, changes = files.read_json(path, "delete it").get("folder"), compare(before, now)
+        if of != source and (changes.changed or changes.removed):
+            raise CarbError(f"{folder}: holds predictions of {of}, not of {source}; choose another folder with --out")
 
 
 def _write(folder: Path, name: str, image: np.ndarray, mask: np.ndarray, class_set: ClassSet, pictures: bool) -> None:
@@ -159,9 +174,13 @@ def write_submission(folder: Path, split: Split, destination: Path) -> Path:
 
 
 def open_images(images: Path, params: Params, out: Path | None) -> Split:
-    """Open a folder of pictures in place of the dataset's; raises CarbError where results would land among them."""
+    """Open a folder of pictures in place of the dataset's, as a split named pictures/<folder>.
+
+    Raises CarbError where results would land among them.
+    """
     where = images.resolve()  # so that "." and ".." have a name
     split = open_pictures(where, params.class_set)
+    split = replace(split, name=f"{PICTURES}{split.name}")
     results = params.run_dir / "predictions" if out is None else out
     if results.resolve().is_relative_to(where):
         raise CarbError(

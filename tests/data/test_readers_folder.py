@@ -110,7 +110,17 @@ def test_any_folder_of_pictures(tmp_path):
     assert split.image(2).shape == (*trees.SIZE, 3) and split.image_paths[2] == tmp_path / "drive/front/a.png"
     with pytest.raises(CarbError, match="has no mask"):
         split.mask(0)
+
+
+def test_what_is_no_folder_of_pictures(tmp_path):
     trees.write_folder(tmp_path / "only/masks", ["a.png"])
-    for folder in ("only", "nowhere"):
-        with pytest.raises(CarbError, match=re.escape(f"{tmp_path / folder}: no such folder, or no pictures")):
-            open_pictures(tmp_path / folder, class_set(["road", "car"]))
+    (tmp_path / "empty").mkdir()
+    for where, said in (
+        ("nowhere", "no such folder; check --images"),
+        ("only/masks/a.png", "is a file; name the folder that holds the pictures"),
+        ("empty", "no image (.png, "),
+        ("only", "no pictures in it but masks/; check --images"),
+    ):
+        with pytest.raises(CarbError, match=re.escape(f"{tmp_path / where}: {said}")) as error:
+            open_pictures(tmp_path / where, class_set(["road", "car"]))
+        assert "root" not in str(error.value).removeprefix(str(tmp_path / where))

@@ -138,6 +138,43 @@ def test_a_folders_evaluation_has_a_name_of_its_own(camvid, tmp_path, capsys):
     assert measured(folders[1])["miou"] < 1
 
 
+def test_what_others_predicted_is_never_shown_as_a_row_of_ours(camvid, tmp_path):
+    params, _, truth = camvid
+    file = tmp_path / "run.yaml"
+    file.write_text(params.to_yaml())
+    theirs, other = tmp_path / "ours", params.run_dir / "predictions/plain/test"
+    own, masks = params.run_dir / "predictions/ours/test", params.run_dir / "pseudo_masks/test"
+    local, submission = params.run_dir / "pseudo_masks_local/test", own.with_name("test_labelIds")
+    for folder in (theirs, other, own, masks, local, submission):
+        for name, mask in truth.items():
+            trees.save(folder / f"{name}.png", mask)
+
+    def evaluate(folder, *variant):
+        return carb("evaluate", file, "--folder", folder, "--split", "test", *variant)
+
+    for folder, *variant in (
+        (theirs,), (theirs, "ours"), (theirs, "ceiling"), (theirs, "pseudo_masks_global"), (theirs, "pseudo_masks_x"),
+        (other, "ours"), (masks, "ours"), (own, "pseudo_masks_global"), (masks, "pseudo_masks_local"),
+    ):  # fmt: skip
+        name = variant[0] if variant else "ours"
+        with pytest.raises(CarbError, match=f"variant '{name}': .*, and {folder} is not; .* --variant"):
+            evaluate(folder, *(["--variant", name] if variant else []))
+    assert not (params.run_dir / "evaluation").exists()
+    for folder, name in (
+        (own, "ours"), (submission, "ours"), (masks, "pseudo_masks_global"), (local, "pseudo_masks_local"),
+        (theirs, "theirs"),
+    ):  # fmt: skip
+        assert evaluate(folder, "--variant", name) == 0 and evaluation_path(params, name, "test").is_file()
+
+
+def test_predictions_that_are_no_folder(camvid, tmp_path):
+    (tmp_path / "file").touch()
+    for name, said in (("nowhere", "no such folder"), ("file", "is a file")):
+        with pytest.raises(CarbError, match=f"{name}: {said}; ") as error:
+            evaluate_folder(tmp_path / name, camvid[1], camvid[0], "x")
+        assert "missing" not in str(error.value)
+
+
 def test_a_cityscapes_submission_is_measured(tmp_path, monkeypatch):
     monkeypatch.setenv("CARB_HOME", str(tmp_path / "home"))
     trees.write_cityscapes(tmp_path / "city")

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -138,27 +140,69 @@ def test_a_folder_of_dash_cam_pictures_without_masks(camvid, checkpoint, tmp_pat
         carb(*arguments, "--submission")
 
 
-def test_predictions_of_other_pictures_are_not_handed_out(camvid, checkpoint, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def predict_pictures(camvid, checkpoint, tmp_path, capsys):
+    """`carb predict --images`; returns the folder it names last, and all that it said."""
     file = tmp_path / "run.yaml"
     file.write_text(camvid[0].to_yaml())
-    for seed, where in enumerate(("a/pics", "b/pics")):
-        trees.photo(tmp_path / where / "x.png", seed, (20, 20))
+    capsys.readouterr()
 
-    def predict(where, *more):
-        arguments = ["--checkpoint", checkpoint, "--index-only", "--images", str(where), *more]
-        assert carb("predict", file, *arguments) == 0
+    def call(where, *more):
+        assert carb("predict", file, "--checkpoint", checkpoint, "--index-only", "--images", where, *more) == 0
         said = capsys.readouterr().out
-        return said.split()[-1], said
+        return Path(said.split()[-1]), said
 
-    folder, said = predict(tmp_path / "a/pics")
-    assert "anew" not in said
+    return call
+
+
+def test_pictures_of_one_folder_are_followed(predict_pictures, tmp_path):
+    drive = tmp_path / "a/drive"
+    for seed, name in enumerate("xy"):
+        trees.photo(drive / f"{name}.png", seed, (20, 20))
+    folder, said = predict_pictures(drive)
+    assert "anew" not in said and "anew" not in predict_pictures(drive)[1]
     first = read_mask(folder, "x", CAMVID)
-    again, said = predict(tmp_path / "b/pics")
+    trees.photo(drive / "x.png", 5, (20, 20))
+    again, said = predict_pictures(drive)
     assert again == folder and "1 image changed; what came of just those is made anew" in said
-    beside, said = predict(tmp_path / "b/pics", "--out", str(tmp_path / "out"))
-    assert beside == str(tmp_path / "out") and "anew" not in said
-    assert np.array_equal(read_mask(folder, "x", CAMVID), read_mask(beside, "x", CAMVID))
     assert not np.array_equal(read_mask(folder, "x", CAMVID), first)
+    (drive / "y.png").unlink()
+    trees.photo(drive / "z.png", 6, (20, 20))
+    assert "1 image added, 1 image removed; " in predict_pictures(drive)[1]
+    drive.rename(tmp_path / "drive")  # the same pictures, and one more: nothing is lost
+    trees.photo(tmp_path / "drive/y.png", 7, (20, 20))
+    again, said = predict_pictures(tmp_path / "drive")
+    assert again == folder and "drive: 1 image added; " in said
+    (tmp_path / "drive/y.png").unlink()
+    assert "drive: 1 image removed; " in predict_pictures(tmp_path / "drive")[1]
+
+
+@pytest.mark.parametrize("names", ["y", "x", ""], ids=["other names", "the same name", "some of them"])
+def test_predictions_of_another_folder_of_that_name_are_kept(names, predict_pictures, tmp_path):
+    for name in "wx":
+        trees.photo(tmp_path / f"a/drive/{name}.png", 0, (20, 20))
+    trees.photo(tmp_path / f"b/drive/{names or 'x'}.png", 1 if names else 0, (20, 20))
+    folder, _ = predict_pictures(tmp_path / "a/drive")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    refused = rf"pictures/drive: holds predictions of {tmp_path}/a/drive, not of {tmp_path}/b/drive; .*--out"
+    for _ in range(2):
+        with pytest.raises(CarbError, match=refused):
+            predict_pictures(tmp_path / "b/drive")
+        assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert predict_pictures(tmp_path / "b/drive", "--out", tmp_path / "out")[0] == tmp_path / "out"
+    if names:  # else nothing would be lost
+        with pytest.raises(CarbError, match=rf"out: holds predictions of {tmp_path}/b/drive"):
+            predict_pictures(tmp_path / "a/drive", "--out", tmp_path / "out")
+
+
+def test_the_pictures_of_the_root_never_take_the_place_of_a_split(predict_pictures, camvid, tmp_path):
+    (tmp_path / "camvid").rename(tmp_path / "test")
+    for name in ("trainannot", "valannot", "testannot"):
+        shutil.rmtree(tmp_path / "test" / name)
+    (tmp_path / "run.yaml").write_text(camvid[0].updated(root=str(tmp_path / "test")).to_yaml())
+    folder, _ = predict_pictures(tmp_path / "test")
+    assert folder == camvid[0].run_dir / "predictions/paper/pictures/test"
+    assert [path.name for path in folder.parent.parent.iterdir()] == ["pictures"]
 
 
 def test_pictures_are_never_taken_for_the_images_of_the_run(camvid, checkpoint, tmp_path, capsys):
