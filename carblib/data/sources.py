@@ -67,7 +67,8 @@ def mask_settings(params: Params, local: bool = False) -> dict[str, Any]:
 def sources_of(stamp: Stamp) -> dict[str, str]:
     """Return a stamp as a table {what: digest}, as `sources_changed` compares them; "" where it names no image."""
     settings = {key: joined([value]) for key, value in stamp.settings.items()}
-    return {**settings, **stamp.upstream, "images or labels": joined(stamp.items) if stamp.items else ""}
+    images = joined(stamp.items) if stamp.items else ""
+    return {"format": str(stamp.version), **settings, **stamp.upstream, "images or labels": images}
 
 
 def refined_stamp(params: Params, split: Split, labels: np.ndarray, crf: dict[str, Any]) -> Stamp:

@@ -10,7 +10,7 @@ from carblib.base.stamps import NAME, Changes, Stamp, read_stamp, sources_change
 from carblib.data.labels import known_labels
 from carblib.data.mask_folders import clip_masks
 from carblib.data.readers import open_split
-from carblib.data.sources import mask_settings, mask_stamp, sources_of
+from carblib.data.sources import VERSIONS, mask_settings, mask_stamp, sources_of
 from carblib.params import Params
 from carblib.results.saved import read_arrays
 
@@ -49,7 +49,7 @@ def _changes(before: dict[str, str], params: Params, split: str, local: bool = F
 
 def _sources(params: Params, split_name: str, local: bool) -> dict[str, str]:
     """What masks of a split would be made from; "" for what is not there to be read (results far from their data)."""
-    stamp = Stamp("pseudo-masks", 1, mask_settings(params, local), {"CLIP weights": ""})
+    stamp = Stamp("pseudo-masks", VERSIONS["pseudo-masks"], mask_settings(params, local), {"CLIP weights": ""})
     with contextlib.suppress(CarbError):
         split = open_split(params, split_name)
         labels = known_labels(params, split)

@@ -69,7 +69,6 @@ def results_status(params: Params) -> Iterator[Row]:
             yield _masks(params, train, labels)
     if val and (val.name != measured.name or not val.has_masks):
         yield from _of_clip(params, val, MASKS)
-    yield from _of_clip_shown(params)
     for variant in params.trainings:
         yield _training(params, variant, labels)
     for variant in params.trainings:
@@ -80,6 +79,7 @@ def results_status(params: Params) -> Iterator[Row]:
         yield from _of_clip(params, measured, EVALUATION)
         for variant in params.trainings:
             yield _evaluation(params, variant, measured, params.command("batch", "--notebooks", "04"), EVALUATION)
+    yield from _of_clip_shown(params)  # last: its notebook refuses masks made otherwise, whose commands stand above
     known = {
         evaluation_path(params, name, measured.name) for name in (*params.trainings, *clip_masks(params, measured.name))
     }
