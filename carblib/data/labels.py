@@ -219,6 +219,16 @@ def training_labels(params: Params, split: Split) -> np.ndarray:
     return read_labels(ensure_labels(params, split), split.class_set, split.names, add)
 
 
+def known_labels(params: Params, split: Split) -> np.ndarray | None:
+    """Return the labels (N, C) bool as they are on disk, None where they are missing or not of these images."""
+    if params.gate == "none":
+        return np.ones((len(split), len(split.class_set)), bool)
+    try:
+        return read_labels(labels_path(params, split.name), split.class_set, split.names)
+    except CarbError:
+        return None
+
+
 def convert_official(path: Path, class_set: ClassSet, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
     """Convert the official code's pickled .npy of image-level labels, without running anything in it.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,6 +35,32 @@ def pseudo_mask_folder(params: Params, split: str, local: bool = False) -> Path:
 def are_given(params: Params, split: str) -> bool:
     """Tell whether the user names a folder of pseudo-masks of this split, whoever made them."""
     return bool(params.pseudo_masks) and split == params.train_split
+
+
+class ClipMasks(NamedTuple):
+    """Masks of CLIP's that a run is compared with: parameters, whether of local views, and where they lie."""
+
+    params: Params
+    local: bool
+    folder: Path
+
+
+def clip_masks(params: Params, split_name: str) -> dict[str, ClipMasks]:
+    """Return the masks of a split that a run is compared with, by row of `carblib.variants`.
+
+    As CLIP makes them, unrefined: without image-level labels (unless the run has none), with them, and of local views.
+    """
+    own = params.updated(crf=False, pseudo_masks="")
+    found = {
+        "pseudo_masks_no_labels": ClipMasks(
+            own.updated(gate="none"), False, params.run_dir / "pseudo_masks_no_labels" / split_name
+        ),
+        "pseudo_masks_global": ClipMasks(own, False, pseudo_mask_folder(own, split_name)),
+        "pseudo_masks_local": ClipMasks(own, True, pseudo_mask_folder(own, split_name, local=True)),
+    }
+    if params.gate == "none":
+        del found["pseudo_masks_no_labels"]
+    return found
 
 
 def mask_path(folder: Path, name: str) -> Path:

@@ -50,12 +50,25 @@ def label_stamp(params: Params, split: Split) -> Stamp:
 
 def mask_stamp(params: Params, split: Split, labels: np.ndarray, local: bool = False) -> Stamp:
     """Return what the pseudo-masks of a split are made from. labels: (N, C) bool, in the split's order."""
-    settings = params.that_affect("masks") | {"classes": _classes(params, split)}
-    if local:
-        settings |= {"patch": list(params.patch), "patch_rate": params.patch_rate, "patch_offset": params.patch_offset}
+    settings = mask_settings(params, local)
     upstream = {"CLIP weights": clip_digest(params.clip, params.clip_folder, contents(params))}
     items = _with_labels(params, image_digests(params, split), labels)
     return Stamp("pseudo-masks", VERSIONS["pseudo-masks"], settings, upstream, items)
+
+
+def mask_settings(params: Params, local: bool = False) -> dict[str, Any]:
+    """Return the settings, classes and words that pseudo-masks are made with."""
+    settings = params.that_affect("masks") | {"classes": _classes(params)}
+    if local:
+        settings |= {"patch": list(params.patch), "patch_rate": params.patch_rate, "patch_offset": params.patch_offset}
+    return settings
+
+
+def sources_of(stamp: Stamp) -> dict[str, str]:
+    """Return a stamp as a table {what: digest}, as `sources_changed` compares them; "" where it names no image."""
+    settings = {key: joined([value]) for key, value in stamp.settings.items()}
+    images = joined(stamp.items) if stamp.items else ""
+    return {"format": str(stamp.version), **settings, **stamp.upstream, "images or labels": images}
 
 
 def refined_stamp(params: Params, split: Split, labels: np.ndarray, crf: dict[str, Any]) -> Stamp:
@@ -72,7 +85,7 @@ def taught_stamp(params: Params, split: Split, labels: np.ndarray) -> Stamp:
     folder = whole_pseudo_masks(params.updated(crf=False), split.name, split.names)
     masks = digests(params, split.names, [mask_path(folder, name) for name in split.names])
     images = image_digests(params, split)
-    settings = {"classes": _classes(params, split)}
+    settings = {"classes": _classes(params)}
     items = {name: joined([images[name], masks[name]]) for name in split.names}
     return Stamp("pseudo-masks", VERSIONS["pseudo-masks"], settings, {}, items)
 
@@ -83,10 +96,10 @@ def prediction_stamp(params: Params, split: Split, network: str) -> Stamp:
     return Stamp("predictions", VERSIONS["predictions"], settings, {"network": network}, image_digests(params, split))
 
 
-def _classes(params: Params, split: Split) -> list[list[Any]]:
+def _classes(params: Params) -> list[list[Any]]:
     # Names in their order and the words CLIP is asked for; colours change no mask.
-    words = [of_class if params.synonyms else of_class[:1] for of_class in split.class_set.words]
-    return [[name, list(own)] for name, own in zip(split.class_set.names, words, strict=True)]
+    words = [of_class if params.synonyms else of_class[:1] for of_class in params.class_set.words]
+    return [[name, list(own)] for name, own in zip(params.class_set.names, words, strict=True)]
 
 
 def _with_labels(params: Params, images: dict[str, str], labels: np.ndarray) -> dict[str, str]:

@@ -13,12 +13,15 @@ from pathlib import Path
 
 from carblib import __version__
 from carblib.base.contents import Contents
+from carblib.base.errors import CarbError
 from carblib.base.files import read_json
 from carblib.base.images import is_whole
 from carblib.base.stamps import Changes, joined, sources_changed
 from carblib.figures import ablations, closer, data, grids, regions, scores, training
 from carblib.figures.captions import Drawn, open_data
+from carblib.params import Params
 from carblib.results.saved import Missing, RunResults
+from carblib.results.shown import example_changes, similarity_changes
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class RunFigure:
 
     `notebook` makes what is needed. `also`: patterns of files that are read where they are there. `pictures` names the
     split whose images and masks are shown or counted ("train", "val" or "test"). `part_of` names a figure that holds
-    this one, which a report shows in its place.
+    this one, which a report shows in its place. `clip` tells how what it shows of CLIP differs from what would be made.
     """
 
     name: str
@@ -38,21 +41,35 @@ class RunFigure:
     part_of: str = ""
     pictures: str = ""
     also: tuple[str, ...] = ()
+    clip: Callable[[Path, Params], dict[str, Changes]] | None = None
 
     def make(self, results: RunResults) -> Drawn:
         """Draw it: matplotlib's figure and its record.
 
-        Raises Missing where the run has not got the results yet, and CarbError where they cannot be read.
+        Raises Missing where the run has not got the results yet, or has those of other words or settings, and CarbError
+        where they cannot be read.
         """
         missing = self.missing(results)
         if missing:
             raise Missing(f"{missing} is missing; notebook {self.notebook} makes it")
+        outdated = self.outdated(results.folder, results.params)
+        if outdated:
+            raise Missing(outdated)
         figure, record = self.draw(results)
         return figure, dataclasses.replace(record, made_from=self.made_from(results))
 
     def missing(self, results: RunResults) -> str:
         """Return the first pattern of `needs` without any file, "" where all is there."""
         return next((pattern for pattern in self._needs(results) if not any(results.folder.glob(pattern))), "")
+
+    def outdated(self, folder: Path, params: Params) -> str:
+        """Say what of CLIP in runs/<run> would be made otherwise now, and what makes it; "" where all is as it should.
+
+        Raises CarbError where it cannot be read.
+        """
+        found = self.clip(folder, params) if self.clip else {}
+        stale = [f"{what}: {changes}" for what, changes in found.items() if not changes.none]
+        return f"{'; '.join(stale)}; notebook {self.notebook} makes it again" if stale else ""
 
     def made_from(self, results: RunResults) -> dict[str, str]:
         """Return digests of what it is drawn from now: parameters, results, images; "" for data that are not there."""
@@ -82,6 +99,12 @@ class RunFigure:
             return Changes(("its file is damaged",))
         if record.get("run") != results.run:
             return Changes((f"of run {record.get('run')}",))
+        try:
+            outdated = self.outdated(results.folder, results.params)
+        except CarbError as error:
+            outdated = str(error)
+        if outdated:
+            return Changes((outdated,))
         return sources_changed(before, {what: digest or before.get(what, "") for what, digest in now.items()})
 
     def is_current(self, results: RunResults, picture: Path) -> bool:
@@ -114,13 +137,21 @@ TABLE = (
     RunFigure("cooccurrence", *_DATA, data.cooccurrence, part_of="dataset_difficulty"),
     RunFigure("classes_per_image", *_DATA, data.classes_per_image, part_of="dataset_difficulty", also=_CONTRAST),
     RunFigure("object_sizes", *_DATA, data.object_sizes, part_of="dataset_difficulty", also=_CONTRAST),
-    RunFigure("similarity_maps", *_MASKS, ("similarity_maps.npz",), grids.similarity_maps, pictures="val"),
+    RunFigure(
+        "similarity_maps",
+        *_MASKS,
+        ("similarity_maps.npz",),
+        grids.similarity_maps,
+        pictures="val",
+        clip=similarity_changes,
+    ),
     RunFigure(
         "mask_examples",
         *_MASKS,
         ("mask_examples.npz", "pseudo_masks*/{val}/stamp.json"),
         grids.mask_examples,
         pictures="val",
+        clip=example_changes,
     ),
     RunFigure("pseudo_mask_iou", *_MASKS, _OF_MASKS, scores.pseudo_mask_iou),
     RunFigure("zoom_recovers", *_MASKS, _OF_MASKS, scores.zoom_recovers),

@@ -154,11 +154,14 @@ def read_regions(path: Path) -> dict[str, np.ndarray]:
     return read_arrays(path, ("pseudo_mask", "prediction", "consistent"), "train again")
 
 
-def read_arrays(path: Path, keys: Sequence[str], remedy: str) -> dict[str, np.ndarray]:
-    """Read these arrays of an npz file. Raises CarbError, with the remedy, where it is damaged or lacks one."""
+def read_arrays(path: Path, keys: Sequence[str], remedy: str, also: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """Read these arrays of an npz file, and those of `also` that it holds.
+
+    Raises CarbError, with the remedy, where it is damaged or lacks one of `keys`.
+    """
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return {key: arrays[key] for key in keys}
+            return {key: arrays[key] for key in (*keys, *(key for key in also if key in arrays))}
     except _DAMAGE as error:
         raise CarbError(f"{path}: damaged ({error}); delete it and {remedy}") from error
 

@@ -15,19 +15,18 @@ from carblib.base.contents import Contents
 from carblib.base.errors import CarbError
 from carblib.base.files import digest_of
 from carblib.base.stamps import NAME, Changes, Stamp, compare, joined, lacking, read_stamp, sources_changed
-from carblib.data.labels import labels_path, read_labels
-from carblib.data.mask_folders import are_given, mask_path, pseudo_mask_folder
+from carblib.data.labels import known_labels, labels_path
+from carblib.data.mask_folders import are_given, clip_masks, mask_path, pseudo_mask_folder
 from carblib.data.readers import open_split
 from carblib.data.sources import contents, digests, label_stamp, mask_stamp, prediction_stamp, refined_stamp
 from carblib.data.split import Split
-from carblib.figures.table import TABLE
+from carblib.figures.table import TABLE, RunFigure
 from carblib.params import Params, project_root
 from carblib.results.saved import RunResults, load_results
 from carblib.stages.crf import SETTINGS
 from carblib.stages.dataset_analysis import analysis_path
 from carblib.stages.evaluate import compared, evaluation_path, evaluation_split, prediction_paths
 from carblib.stages.predict import prediction_folder
-from carblib.stages.pseudo_masks import clip_masks
 from carblib.training.state import stamp_and_changes
 
 UP_TO_DATE, STALE, MISSING, UNKNOWN = "up to date", "stale", "missing", "cannot tell"
@@ -63,12 +62,12 @@ def results_status(params: Params) -> Iterator[Row]:
     yield of_labels._replace(notebook=DATA)
     if train.has_masks:
         yield _analysis(params, train)._replace(notebook=DATA)
-    labels = _known_labels(params, train) if of_labels.state == UP_TO_DATE else None
+    labels = known_labels(params, train) if of_labels.state == UP_TO_DATE else None
     if params.path == "single":
         yield (_given if are_given(params, train.name) else _masks)(params.updated(crf=False), train, labels)
         if params.crf:
             yield _masks(params, train, labels)
-    if val and val.has_masks and val.name != measured.name:
+    if val and (val.name != measured.name or not val.has_masks):
         yield from _of_clip(params, val, MASKS)
     for variant in params.trainings:
         yield _training(params, variant, labels)
@@ -80,6 +79,7 @@ def results_status(params: Params) -> Iterator[Row]:
         yield from _of_clip(params, measured, EVALUATION)
         for variant in params.trainings:
             yield _evaluation(params, variant, measured, params.command("batch", "--notebooks", "04"), EVALUATION)
+    yield from _of_clip_shown(params)  # last: its notebook refuses masks made otherwise, whose commands stand above
     known = {
         evaluation_path(params, name, measured.name) for name in (*params.trainings, *clip_masks(params, measured.name))
     }
@@ -117,21 +117,11 @@ def _labels(params: Params, split: Split) -> Row:
         return _row(what, None, command)
     before = read_stamp(note) if not params.labels else None
     if before is None or before.upstream.get("csv") != digest_of(path.read_bytes()):
-        if _known_labels(params, split) is None:
+        if known_labels(params, split) is None:
             return Row(what, STALE, "written by hand, and not of these images", f"{command} --add")
         return Row(what, UP_TO_DATE, "written by hand", "")
     return _row(what, compare(Stamp(before.kind, before.version, before.settings, {}, before.items),
                               label_stamp(params, split)), command)  # fmt: skip
-
-
-def _known_labels(params: Params, split: Split) -> np.ndarray | None:
-    """The labels (N, C) as they are on disk, None where they are missing or not of these images."""
-    if params.gate == "none":
-        return np.ones((len(split), len(split.class_set)), bool)
-    try:
-        return read_labels(labels_path(params, split.name), split.class_set, split.names)
-    except CarbError:
-        return None
 
 
 def _analysis(params: Params, split: Split) -> Row:
@@ -143,9 +133,9 @@ def _analysis(params: Params, split: Split) -> Row:
 
 
 def _of_clip(params: Params, split: Split, notebook: str) -> Iterator[Row]:
-    """CLIP's masks of a split that is measured, and their evaluations."""
+    """CLIP's masks of a split that is shown or measured, and their evaluations."""
     of_labels = _labels(params, split)
-    labels = _known_labels(params, split) if of_labels.state == UP_TO_DATE else None
+    labels = known_labels(params, split) if of_labels.state == UP_TO_DATE else None
     command = params.command("batch", "--notebooks", notebook[:2])
     for variant, masks in clip_masks(params, split.name).items():
         if masks.params.gate != params.gate:
@@ -153,7 +143,21 @@ def _of_clip(params: Params, split: Split, notebook: str) -> Iterator[Row]:
             yield _masks_in(masks.folder, what, masks.params, split, labels, False, command)._replace(notebook=notebook)
         elif masks.local or split.name != params.train_split or params.path != "single":  # else there is a row already
             yield _masks(masks.params, split, labels, masks.local)._replace(notebook=notebook)
-        yield _evaluation(params, variant, split, command, notebook)
+        if split.has_masks:
+            yield _evaluation(params, variant, split, command, notebook)
+
+
+def _of_clip_shown(params: Params) -> Iterator[Row]:
+    """What figures show of CLIP."""
+    for figure in TABLE:
+        if figure.clip and any(params.run_dir.glob(figure.needs[0])):
+            what, command = figure.name.replace("_", " "), params.command("batch", "--notebooks", figure.notebook[:2])
+
+            def look(figure: RunFigure = figure, what: str = what, command: str = command) -> Row:
+                why = figure.outdated(params.run_dir, params)
+                return _row(what, Changes((why,)) if why else Changes(), command)
+
+            yield _looked(what, look, figure.notebook)
 
 
 def _given(params: Params, split: Split, labels: np.ndarray | None) -> Row:

@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from carblib.base.stamps import to_make, wait_for
 from carblib.data.audit import note_stretching
 from carblib.data.checks import check_split
 from carblib.data.labels import training_labels
-from carblib.data.mask_folders import are_given, pseudo_mask_folder, write_mask
+from carblib.data.mask_folders import are_given, clip_masks, pseudo_mask_folder, write_mask
 from carblib.data.readers import open_split
 from carblib.data.sources import mask_stamp
 from carblib.masker import Masker, build_masker
@@ -88,32 +87,6 @@ def ensure_masks(params: Params, variants: Sequence[str] = (), renew: bool = Fal
         folder = export_masks(params, params.train_split, renew=renew)
         if params.crf or not are_given(params, params.train_split):
             wait_for(folder, open_split(params, params.train_split).names)
-
-
-class ClipMasks(NamedTuple):
-    """Masks of CLIP's that a run is compared with: parameters, whether of local views, and where they lie."""
-
-    params: Params
-    local: bool
-    folder: Path
-
-
-def clip_masks(params: Params, split_name: str) -> dict[str, ClipMasks]:
-    """Return the masks of a split that a run is compared with, by row of `carblib.variants`.
-
-    As CLIP makes them, unrefined: without image-level labels (unless the run has none), with them, and of local views.
-    """
-    own = params.updated(crf=False, pseudo_masks="")
-    found = {
-        "pseudo_masks_no_labels": ClipMasks(
-            own.updated(gate="none"), False, params.run_dir / "pseudo_masks_no_labels" / split_name
-        ),
-        "pseudo_masks_global": ClipMasks(own, False, pseudo_mask_folder(own, split_name)),
-        "pseudo_masks_local": ClipMasks(own, True, pseudo_mask_folder(own, split_name, local=True)),
-    }
-    if params.gate == "none":
-        del found["pseudo_masks_no_labels"]
-    return found
 
 
 def export_clip_masks(params: Params, split_name: str) -> dict[str, Path]:

@@ -345,7 +345,7 @@ def test_mask_examples_and_similarity_maps_show_what_was_saved(results: RunResul
     assert shown == ["image", "pseudo-mask", "exact mask", "“pole”", "“sky”"]
     assert NAMES[0] in record.caption and "1 of 5 images" in record.source
     told = dataclasses.replace(results, params=results.params.updated(gate="none"))
-    figure, record = FIGURES["mask_examples"].make(told)
+    figure, record = FIGURES["mask_examples"].draw(told)
     assert [axes.get_title() for axes in figure.axes[1:3]] == ["whole image", "local views"]
     assert "without image-level labels" in record.caption
     with pytest.raises(Missing, match="^pseudo_masks/val/gone.png is missing; notebook 02"):

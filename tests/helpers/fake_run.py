@@ -17,9 +17,13 @@ from small import small_params
 
 from carblib import __version__
 from carblib.base import files, images
-from carblib.base.stamps import Stamp, write_stamp
+from carblib.base.stamps import write_stamp
 from carblib.classes import CAMVID
+from carblib.data.mask_folders import clip_masks
+from carblib.data.readers import open_split
+from carblib.data.sources import mask_stamp, sources_of
 from carblib.figures.style import paper_style
+from carblib.params import Params
 
 SIZE = (32, 64)
 NAMES = [f"{i:06d}" for i in range(1, 6)]
@@ -56,7 +60,7 @@ def make_run(root: Path, **changes: Any) -> Path:
             noise = rng.integers(0, 11, SIZE).astype(np.uint8)
             mask = np.where(rng.random(SIZE) < score, truths[name] % 11, noise).astype(np.uint8)
             images.write_index_png(run / folder / "test" / f"{name}.png", mask, CAMVID.palette)
-    write_masks_of_val(run, truths, rng)
+    write_masks_of_val(run, params, truths, rng)
     for variant in ("plain", "paper", "ours"):
         write_training(run / "train" / variant, variant, rng)
     files.write_json(run / "analysis.json", analysis(rng))
@@ -70,21 +74,31 @@ def make_run(root: Path, **changes: Any) -> Path:
     return run
 
 
-def write_masks_of_val(run: Path, truths: dict[str, np.ndarray], rng: np.random.Generator) -> None:
+def write_masks_of_val(run: Path, params: Params, truths: dict[str, np.ndarray], rng: np.random.Generator) -> None:
     """Write what notebook 02 leaves of the validation split: masks, their evaluations, and what its figures need."""
+    split, ways = open_split(params, "val"), clip_masks(params.updated(gate="labels"), "val")
+    labels = np.ones((len(split), len(CAMVID)), bool)
     for variant, folder in MASKS.items():
         files.write_json(
             run / "evaluation" / "val" / f"{variant}.json", evaluation(variant, SCORES[variant], rng, "val")
         )
-        write_stamp(run / folder / "val" / "stamp.json", Stamp("pseudo-masks", 1, {}))
+        masks = ways[variant]
+        write_stamp(run / folder / "val" / "stamp.json", mask_stamp(masks.params, split, labels, masks.local))
         for name in NAMES:
             mask = (truths[name] + [*MASKS].index(variant)) % 11
             images.write_index_png(run / folder / "val" / f"{name}.png", mask.astype(np.uint8), CAMVID.palette)
     noise = rng.integers(0, 11, (1, *SIZE)).astype(np.uint8)
-    write_npz(run / "mask_examples.npz", split="val", rules=["best", "worst"], names=NAMES[1:3])
+    sources = [*sources_of(mask_stamp(params, split, labels)).items()]
+    write_npz(run / "mask_examples.npz", split="val", made_from=sources, rules=["best", "worst"], names=NAMES[1:3])
     words, similarity = ["pole", "sky"], rng.random((2, 4, 8)).astype(np.float32)
     write_npz(
-        run / "similarity_maps.npz", split="val", name=NAMES[0], words=words, similarity=similarity, mask=noise[0]
+        run / "similarity_maps.npz",
+        split="val",
+        made_from=sources,
+        name=NAMES[0],
+        words=words,
+        similarity=similarity,
+        mask=noise[0],
     )
 
 

@@ -49,8 +49,9 @@ from carblib.params import Params, load_params, resolve
 from carblib.run import batch, notebook, report, report_checks
 from carblib.run import status as status_module
 from carblib.run.status import STALE, UP_TO_DATE, status
+from carblib.stages import mask_examples
 from carblib.stages.dataset_analysis import analyse_split
-from carblib.stages.pseudo_masks import export_masks
+from carblib.stages.pseudo_masks import export_clip_masks, export_masks
 from carblib.stages.small_object_evaluation import evaluate_run
 from carblib.training import loop
 
@@ -580,6 +581,67 @@ def test_missing_masks_are_told_before_features_are_made(home: Path, monkeypatch
     monkeypatch.setattr(loop, "share", lambda params: pytest.fail("features were made"))
     with pytest.raises(CarbError, match=r"b\.png: no such pseudo-mask"):
         run("train p.yaml -p run new -p pseudo_masks given --variant plain")
+
+
+# --- what figures show of CLIP ---------------------------------------------------------------------------------------
+
+
+def test_figures_of_other_words_are_left_out_and_named(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def shown() -> tuple[set[str], str]:
+        run("report runs/r")
+        page = (home / "runs/r/report.html").read_text("utf-8")
+        return {"similarity_maps", "mask_examples"} & {*re.findall(r'<figure id="(\w+)"', page)}, page
+
+    def states() -> dict[str, str]:
+        return {row.what: row.state for row in status(load_params("p.yaml"))}
+
+    def look(params: Params) -> None:
+        split = open_split(params, "train")
+        mask_examples.save_similarity(params, split)
+        export_clip_masks(params, "train")
+        mask_examples.save_examples(params, split, {"first": "a"})
+        (home / "runs/r/params.yaml").write_text(params.to_yaml())
+
+    names = ["similarity maps", "mask examples"]
+    write_keys(home, val_split="train")
+    look(load_params("p.yaml"))
+    assert carb("figures", "runs/r") == 0
+    assert shown()[0] == {"similarity_maps", "mask_examples"} and {states()[name] for name in names} == {UP_TO_DATE}
+
+    write_keys(home, val_split="train", classes=[ROAD, CAR, {**LIGHT, "words": ["signal", "lamp"]}])
+    run("masks p.yaml --renew")
+    (home / "runs/r/params.yaml").write_text(load_params("p.yaml").to_yaml())
+    capsys.readouterr()
+    carb("figures", "runs/r")
+    said = capsys.readouterr().out
+    again = "notebook 02_pseudo_masks makes it again"
+    assert f"not made: similarity_maps.npz: other classes; {again}" in said
+    old = [f"{what}: other classes" for what in ("mask_examples.npz", "pseudo_masks_no_labels/train",
+                                                 "pseudo_masks_local/train")]  # fmt: skip
+    assert f"not made: {'; '.join(old)}; {again}" in said
+    figures, page = shown()
+    assert not figures and "similarity maps (similarity_maps.npz: other classes; notebook 02_pseudo_masks" in page
+    rows = {row.what: row for row in status(load_params("p.yaml"))}
+    assert {rows[name].state for name in names} == {STALE} and rows["figures"].state == STALE
+    assert "--notebooks 02" in rows["similarity maps"].command and rows["similarity maps"].notebook == "02_pseudo_masks"
+
+    run("masks p.yaml --local --renew")
+    look(load_params("p.yaml"))
+    assert carb("figures", "runs/r") == 0
+    assert shown()[0] == {"similarity_maps", "mask_examples"} and {states()[name] for name in names} == {UP_TO_DATE}
+    np.savez(home / "runs/r/similarity_maps.npz", split="train")  # of a carblib that did not note what from
+    assert states()["similarity maps"] == STALE and shown()[0] == {"mask_examples"}
+
+
+def test_masks_of_images_without_true_masks_are_looked_at_as_well(home: Path) -> None:
+    trees.photo(home / "data/val/x.png", 7, (32, 64))
+    write_keys(home, gate="none")
+    export_clip_masks(load_params("p.yaml"), "val")
+    write_keys(home, gate="none", classes=[ROAD, CAR, {**LIGHT, "words": ["signal", "lamp"]}])
+    rows = {row.what: row for row in status(load_params("p.yaml"))}
+    row = rows["local pseudo-masks val"]
+    assert row.state == STALE and row.command.endswith("masks p.yaml --split val --local --renew")
+    assert rows["pseudo-masks val"].state == STALE and "evaluation pseudo_masks_local val" not in rows
 
 
 # --- carb batch -------------------------------------------------------------------------------------------------------
