@@ -23,7 +23,7 @@ from carblib.base.memory import lowering
 from carblib.base.parallel import in_order
 from carblib.base.processes import deal, in_processes
 from carblib.base.progress import bar_options
-from carblib.base.stamps import to_make, wait_for
+from carblib.base.stamps import NAME, compare, read_stamp, to_make, wait_for
 from carblib.data.audit import note_stretching
 from carblib.data.checks import check_split
 from carblib.data.labels import training_labels
@@ -63,7 +63,10 @@ def export_masks(
     folder = folder or pseudo_mask_folder(plain, split_name, local)
     command = "" if renew else params.command("masks", "--split", split_name, *["--local"] * local)
     if local or not are_given(params, split_name):
-        with to_make(folder, mask_stamp(plain, split, labels, local), command) as names:
+        now, before = mask_stamp(plain, split, labels, local), read_stamp(folder / NAME)
+        if renew and before and compare(before, now).made_otherwise:
+            build_masker(plain)  # what it refuses is refused before anything is deleted
+        with to_make(folder, now, command) as names:
             place_of = {name: i for i, name in enumerate(split.names)}
             todo = [place_of[name] for name in names]
             if todo:

@@ -22,6 +22,7 @@ from carblib.base.stamps import NAME, Changes, Stamp, compare, joined, read_stam
 from carblib.data.labels import training_labels
 from carblib.data.readers import open_split
 from carblib.data.sources import VERSIONS, contents, digests, mask_stamp, taught_stamp
+from carblib.masker import build_masker
 from carblib.network import SegmentationNetwork, backbone_file, build_network, load_weights
 from carblib.params import Params
 from carblib.training.tables import damaged
@@ -115,13 +116,15 @@ def check_same(folder: Path, params: Params) -> Stamp | None:
 def discard_stale(folder: Path, params: Params) -> None:
     """Delete a training of other parameters or data, and say so; one that is up to date, finished or not, stays.
 
-    Raises CarbError where another process trains it.
+    Raises CarbError where another process trains it, and, before anything is deleted, where a new one could not begin:
+    words that CLIP does not know, weights that are not there.
     """
     if not is_first():  # it is the one that does it
         wait_until(lambda: stamp_and_changes(folder, params)[1].none, f"{folder} is of other things")
         return
     _, changes = stamp_and_changes(folder, params)
     if not changes.none:
+        build_network(params, build_masker(params).text.mean_per_class)
         print(f"{folder}: deleted, it was trained on other things: {changes}")
         aside = folder.with_name(f".{folder.name}.deleted")  # at once, for processes that look
         shutil.rmtree(aside, ignore_errors=True)

@@ -49,11 +49,11 @@ from carblib.params import Params, load_params, resolve
 from carblib.run import batch, notebook, report, report_checks
 from carblib.run import status as status_module
 from carblib.run.status import STALE, UP_TO_DATE, status
-from carblib.stages import mask_examples
+from carblib.stages import mask_examples, pseudo_masks
 from carblib.stages.dataset_analysis import analyse_split
 from carblib.stages.pseudo_masks import export_clip_masks, export_masks
 from carblib.stages.small_object_evaluation import evaluate_run
-from carblib.training import loop
+from carblib.training import loop, state
 
 pytestmark = pytest.mark.slow  # hundreds of cells, a second and less each
 TABLE = """
@@ -705,6 +705,32 @@ def test_a_batch_renews_what_is_stale_and_trains_anew_if_forced(
         assert f"({number}" in record["source"], record["source"]
     assert {row.state for row in status(load_params("p.yaml"))} == {UP_TO_DATE}
     assert "5 images of split train" in (home / "runs/r/report.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "refusal"), [("masker", "naclip", "never saw"), ("backbone_weights", "nope.pth", "no such file")]
+)
+def test_what_cannot_be_made_anew_is_not_deleted(
+    home: Path, key: str, value: str, refusal: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def files_of(name: str) -> dict[str, bytes]:
+        folder = home / MADE[name].place
+        return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    def refuse(*_: object) -> None:
+        raise CarbError("class 'zebra': CLIP never saw 'zebra' in training")
+
+    assert carb("train", "p.yaml", "--variant", "plain") == 0
+    before = files_of("masks"), files_of("finished")
+    commands = [["train", "p.yaml", "--variant", "plain"]]
+    if key == "masker":
+        commands.append(["masks", "p.yaml"])
+        for module in (pseudo_masks, state):
+            monkeypatch.setattr(module, "build_masker", refuse)
+    for command in commands:
+        with pytest.raises(CarbError, match=refusal):
+            carb(*command, "--renew", "-p", key, value)
+    assert (files_of("masks"), files_of("finished")) == before
 
 
 # --- a person's labels ------------------------------------------------------------------------------------------------
