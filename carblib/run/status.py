@@ -276,7 +276,7 @@ def _evaluation_of_another(params: Params, path: Path) -> Row:
 
 
 def _figures(results: RunResults) -> Row:
-    command, stale = f"carb figures runs/{results.run}", stale_figures(results)
+    command, stale = results.command("figures"), stale_figures(results)
     there = sum((results.figures_dir / f"{figure.name}.png").is_file() for figure in TABLE)
     if not there:
         return Row("figures", MISSING, "", command)
@@ -304,7 +304,7 @@ def report_digest(results: RunResults) -> str:
 
 
 def _report(results: RunResults) -> Row:
-    path, command = results.folder / "report.html", f"carb report runs/{results.run}"
+    path, command = results.folder / "report.html", results.command("report")
     if not path.is_file():
         return Row("report", MISSING, "", command)
     written = re.search(r'name="made-from" content="(\w+)"', path.read_text("utf-8")[:4000])
