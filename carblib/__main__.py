@@ -22,10 +22,10 @@ from carblib.run.command_line import (
     Commands,
     at_least_one,
     example,
+    named_run,
     positive,
     renew_option,
     run_and_exit,
-    run_folder,
     split_option,
     takes_data,
     takes_params,
@@ -357,23 +357,30 @@ def ablate(params: Params) -> None:
 @carb.command(epilog=example("carb figures runs/demo", "carb figures runs/demo --only iou_per_class region_weights"))
 @RUN
 @PARAMS_OF_RUN
+@OVERRIDES
 @click.option("--out", type=PATH, help="Folder for them; default: figures/<run>.")
 @click.option("--only", multiple=True, metavar="NAME ...", help="Only these figures, no tables.")
 @click.option("--tables", "only_tables", is_flag=True, help="Only the tables.")
-def figures(run_dir: Path, params_file: str | None, out: Path | None, only: Sequence[str], only_tables: bool) -> int:
+def figures(
+    run_dir: Path,
+    params_file: str | None,
+    overrides: Sequence[tuple[str, str]],
+    out: Path | None,
+    only: Sequence[str],
+    only_tables: bool,
+) -> int:
     """All figures and tables of a run, again from its results.
 
     RUN is a run's folder or parameters file. No model runs; what is not made is named with what it needs. Statistics
     of an object-centric data set, contrast.json in the run's folder, are shown beside. Ends with 1 where one failed.
     """
     from carblib.figures.draw import draw_all
-    from carblib.params import load_params
     from carblib.results.saved import load_results
     from carblib.results.tables import write_tables
 
     if only and only_tables:
         raise CarbError("--only, --tables: give one of the two")
-    results = load_results(run_folder(run_dir), load_params(params_file) if params_file else None)
+    results = load_results(*named_run(run_dir, params_file, overrides))
     out = out or results.figures_dir
     outcomes = [] if only_tables else draw_all(results, out, only)
     for outcome in outcomes:
@@ -417,17 +424,17 @@ def explore(
 @carb.command(epilog=example("carb report runs/demo runs/camvid_small", "carb report params/demo.yaml"))
 @click.argument("runs", nargs=-1, required=True, type=PATH)
 @PARAMS_OF_RUN
-def report(runs: Sequence[Path], params_file: str | None) -> None:
+@OVERRIDES
+def report(runs: Sequence[Path], params_file: str | None, overrides: Sequence[tuple[str, str]]) -> None:
     """The page of each run, and the index over all runs.
 
     RUNS are folders of runs or their parameters files; several stand side by side in the index.
     """
-    from carblib.params import load_params
     from carblib.run.index import write_index
     from carblib.run.report import write_report
 
-    params, written, failed = load_params(params_file) if params_file else None, [], []
-    for run_dir in map(run_folder, runs):
+    written, failed = [], []
+    for run_dir, params in [named_run(run, params_file, overrides) for run in runs]:
         try:
             print(write_report(run_dir, params))
             written.append(run_dir.resolve())
@@ -497,7 +504,7 @@ def publish(run_dir: Path) -> None:
     """
     from carblib.run import publish as publishing
 
-    written, left = publishing.publish(run_folder(run_dir))
+    written, left = publishing.publish(*named_run(run_dir))
     for path in written:
         print(path)
     if left:

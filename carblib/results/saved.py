@@ -64,6 +64,11 @@ class RunResults:
         """Folder of the run's figures and tables."""
         return project_root() / "figures" / self.run
 
+    def command(self, name: str) -> str:
+        """Return the command that shows these results, read with these parameters: figures, report."""
+        moved = self.params.run_dir.resolve() != self.folder
+        return f"carb {name} runs/{self.run}" if moved else self.params.command(name)
+
     @property
     def main_variant(self) -> str | None:
         """The trained variant that stands for the run: the first of MAIN_FIRST, else any other but the ceiling."""

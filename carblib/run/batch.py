@@ -128,7 +128,7 @@ def run_job(job: Job, notebooks: Sequence[str], force: bool) -> None:
         except Exception as error:  # a run without one of its figures has its report
             job.failure = f"figures: {one_line(error)}"
         step = "report"
-        report.write_report(run_dir)
+        report.write_report(run_dir, job.params)
     except NotebookFailed as error:
         job.failure = f"{step}: {error}; see {run_dir / 'notebooks' / step}.ipynb"
     except Exception as error:  # the next dataset must still have its turn

@@ -81,7 +81,7 @@ OVERRIDES = click.option(
 )
 RUN = click.argument("run_dir", metavar="RUN", type=PATH)
 PARAMS_OF_RUN = click.option(
-    "--params", "params_file", metavar="FILE", help="Parameters of the run; default: params.yaml in its folder."
+    "--params", "params_file", metavar="FILE", help="Parameters; default: the file given, or params.yaml in the folder."
 )
 
 
@@ -160,13 +160,21 @@ def _differences(path: Path, params: Params) -> str:
     return ", ".join(compare(old, new).made_otherwise)
 
 
-def run_folder(place: Path) -> Path:
-    """Return the folder of a run that is named by it or by its parameters file."""
+def named_run(
+    place: Path, params_file: str | None = None, overrides: Sequence[tuple[str, str]] = ()
+) -> tuple[Path, Params | None]:
+    """Return the folder of a run that is named by it or by its parameters file, and its parameters.
+
+    They are those of `params_file`, else of the file that names the run; None stands for the params.yaml in its folder.
+    """
     from carblib.params import load_params, resolve
 
     if place.suffix in (".yaml", ".yml"):
-        return load_params(place).run_dir
-    return place if place.is_dir() or not resolve(place).is_dir() else resolve(place)
+        given = load_params(place, dict(overrides))
+        return given.run_dir, load_params(params_file, dict(overrides)) if params_file else given
+    folder = place if place.is_dir() or not resolve(place).is_dir() else resolve(place)
+    file = params_file or (folder / "params.yaml" if overrides else None)
+    return folder, load_params(file, dict(overrides)) if file else None
 
 
 at_least_one = click.IntRange(min=1)

@@ -9,7 +9,7 @@ import nbformat
 from carblib.base.errors import CarbError
 from carblib.base.files import write_bytes
 from carblib.figures.table import FIGURES
-from carblib.params import project_root
+from carblib.params import Params, project_root
 from carblib.results.saved import load_results
 from carblib.run.headless import as_read
 from carblib.run.status import STALE, UP_TO_DATE, status
@@ -17,14 +17,14 @@ from carblib.run.status import STALE, UP_TO_DATE, status
 PUBLISHED = "published"  # a folder of figures/ that no run writes to but by this command
 
 
-def publish(run_dir: Path) -> tuple[list[Path], list[str]]:
+def publish(run_dir: Path, params: Params | None = None) -> tuple[list[Path], list[str]]:
     """Copy a run's executed notebooks to notebooks/ and its figures and tables to figures/published.
 
-    Returns what was written, and the names that lie in figures/published and that this run did not make; they stay.
-    Raises CarbError, before anything is written, where results, figures or report are not what would be made now, and
-    where a notebook holds an error.
+    `params` default to the run's own params.yaml. Returns what was written, and the names that lie in figures/published
+    and that this run did not make; they stay. Raises CarbError, before anything is written, where
+    results, figures or report are not what would be made now, and where a notebook holds an error.
     """
-    results = load_results(run_dir)
+    results = load_results(run_dir, params)
     for row in status(results.params):
         if row.state == STALE or (row.what in ("figures", "report") and row.state != UP_TO_DATE):
             raise CarbError(f"{run_dir}: {row.what} is {row.state}{': ' * bool(row.why)}{row.why}; {row.command}")

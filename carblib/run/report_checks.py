@@ -86,7 +86,7 @@ def result_versions(results: RunResults) -> list[str]:
 
 
 def _of_figures(results: RunResults) -> list[str]:
-    command = f"carb figures runs/{results.run}"
+    command = results.command("figures")
     missing = [
         figure.name.replace("_", " ")
         for figure in TABLE
@@ -109,5 +109,5 @@ def _of_stale_results(results: RunResults) -> list[str]:
         stale = [f"{row.what} ({row.why})" for row in results_status(params) if row.state == STALE]
     except CarbError as error:
         return [f"Whether the results are up to date cannot be told: {error}."]
-    command = f"carb status runs/{results.run}/params.yaml"
+    command = params.command("status")
     return [f"Not what would be made now: {'; '.join(stale)}. {command} says how to make it."] if stale else []

@@ -15,7 +15,7 @@ from carblib.base.contents import Contents
 from carblib.base.errors import CarbError
 from carblib.base.files import digest_of
 from carblib.base.stamps import NAME, Changes, Stamp, compare, joined, lacking, read_stamp, sources_changed
-from carblib.data.labels import known_labels, labels_path
+from carblib.data.labels import known_labels, labels_path, read_labels
 from carblib.data.mask_folders import are_given, clip_masks, mask_path, pseudo_mask_folder
 from carblib.data.readers import open_split
 from carblib.data.sources import contents, digests, label_stamp, mask_stamp, prediction_stamp, refined_stamp
@@ -117,8 +117,12 @@ def _labels(params: Params, split: Split) -> Row:
         return _row(what, None, command)
     before = read_stamp(note) if not params.labels else None
     if before is None or before.upstream.get("csv") != digest_of(path.read_bytes()):
-        if known_labels(params, split) is None:
-            return Row(what, STALE, "written by hand, and not of these images", f"{command} --add")
+        add = f"{command} --add"
+        try:
+            read_labels(path, split.class_set, split.names, add)
+        except CarbError as error:  # what is to be done is in its words, and a command for missing rows alone
+            why = str(error)
+            return Row(what, STALE, why.removesuffix(f": {add}"), add if why.endswith(add) else "")
         return Row(what, UP_TO_DATE, "written by hand", "")
     return _row(what, compare(Stamp(before.kind, before.version, before.settings, {}, before.items),
                               label_stamp(params, split)), command)  # fmt: skip
@@ -280,7 +284,7 @@ def _evaluation_of_another(params: Params, path: Path) -> Row:
 
 
 def _figures(results: RunResults) -> Row:
-    command, stale = f"carb figures runs/{results.run}", stale_figures(results)
+    command, stale = results.command("figures"), stale_figures(results)
     there = sum((results.figures_dir / f"{figure.name}.png").is_file() for figure in TABLE)
     if not there:
         return Row("figures", MISSING, "", command)
@@ -308,7 +312,7 @@ def report_digest(results: RunResults) -> str:
 
 
 def _report(results: RunResults) -> Row:
-    path, command = results.folder / "report.html", f"carb report runs/{results.run}"
+    path, command = results.folder / "report.html", results.command("report")
     if not path.is_file():
         return Row("report", MISSING, "", command)
     written = re.search(r'name="made-from" content="(\w+)"', path.read_text("utf-8")[:4000])

@@ -56,7 +56,7 @@ class Project:
         self.sabotage.get((params.run, source.stem[:2]), lambda: None)()
         notebook.finish(params, source.stem, {})
 
-    def write_report(self, run_dir: Path) -> None:
+    def write_report(self, run_dir: Path, params: object) -> None:
         self.made.append(run_dir.name)
         files.write_text(run_dir / "report.html", "report")
 
@@ -237,8 +237,7 @@ def test_overview_lists_every_run_and_variant(project: Project) -> None:
 
 def test_a_damaged_evaluation_fails_its_run_alone(project: Project, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     files.write_text(project.root / "runs/a/evaluation/test/plain.json", "{")
-    params = load_params(project.root / "params/a.yaml")
-    monkeypatch.setattr(batch.report, "write_report", lambda run_dir: load_results(run_dir, params))
+    monkeypatch.setattr(batch.report, "write_report", load_results)
     assert project.run("params/a.yaml", "params/b.yaml") == 1
     said = capsys.readouterr().out
     assert "FAILED a: report: " in said and "plain.json" in said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 import shutil
 import subprocess
 from html.parser import HTMLParser
@@ -21,12 +22,12 @@ from carblib.base.errors import CarbError
 from carblib.base.files import read_json, write_json, write_text
 from carblib.base.images import write_image
 from carblib.data.readers import open_split
-from carblib.figures import captions
+from carblib.figures import captions, draw
 from carblib.figures.table import FIGURES
-from carblib.params import Params
+from carblib.params import Params, load_params
 from carblib.results.findings import conclusion
 from carblib.results.saved import load_results
-from carblib.run import index, report, report_checks
+from carblib.run import index, report, report_checks, status
 from carblib.stages.evaluate import evaluate_folder
 from carblib.variants import variant_label
 
@@ -243,6 +244,34 @@ def test_the_report_says_which_results_are_stale(project: Path) -> None:
     assert "evaluation plain test" not in report.write_report(run).read_text("utf-8")
     shutil.copy(folder / f"{NAMES[0]}.png", folder / f"{NAMES[1]}.png")
     assert "evaluation plain test (other predictions)" in report.write_report(run).read_text("utf-8")
+
+
+@pytest.mark.parametrize("overrides", [{}, {"seed": "3"}])
+def test_parameters_that_are_given_are_those_used_and_named(
+    project: Path, overrides: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, file = project / "runs" / "tiny", project / "params" / "m.yaml"
+    monkeypatch.chdir(project)
+    for module in (draw, status):
+        monkeypatch.setattr(module, "TABLE", [FIGURES["training_curves"]])
+    assert carb("figures", run) == 0 and carb("report", run) == 0
+    write_text(file, load_results(run).params.updated(iterations=120).to_yaml())
+    given = load_params("params/m.yaml", overrides)
+    rows = [*status.shown_status(given)]
+    assert [row.state for row in rows] == ["stale", "stale"] and "other parameters" in rows[0].why
+    for row in rows:
+        assert carb(*shlex.split(row.command)[1:]) == 0
+    assert [row.state for row in status.shown_status(given)] == ["up to date", "up to date"]
+    row = status.Row("training plain", status.STALE, "other data", "")
+    monkeypatch.setattr(report_checks, "results_status", lambda params: [row])
+    told = " ".join(report_checks.find_warnings(load_results(run, given)))
+    assert f"Not what would be made now: training plain (other data). {given.command('status')} says" in told
+    assert given.command("figures") in told
+
+
+def test_a_run_that_was_moved_is_named_by_its_folder(project: Path) -> None:
+    moved = (project / "runs" / "tiny").rename(project / "runs" / "moved")
+    assert load_results(moved).command("figures") == "carb figures runs/moved"
 
 
 def test_the_report_shows_this_run_s_figures_in_the_table_s_order(project: Path) -> None:
