@@ -117,15 +117,19 @@ def _labels(params: Params, split: Split) -> Row:
         return _row(what, None, command)
     before = read_stamp(note) if not params.labels else None
     if before is None or before.upstream.get("csv") != digest_of(path.read_bytes()):
-        if _known_labels(params, split) is None:
-            return Row(what, STALE, "written by hand, and not of these images", f"{command} --add")
+        add = f"{command} --add"
+        try:
+            read_labels(path, split.class_set, split.names, add)
+        except CarbError as error:  # what is to be done is in its words, and a command for missing rows alone
+            why = str(error)
+            return Row(what, STALE, why.removesuffix(f": {add}"), add if why.endswith(add) else "")
         return Row(what, UP_TO_DATE, "written by hand", "")
     return _row(what, compare(Stamp(before.kind, before.version, before.settings, {}, before.items),
                               label_stamp(params, split)), command)  # fmt: skip
 
 
 def _known_labels(params: Params, split: Split) -> np.ndarray | None:
-    """The labels (N, C) as they are on disk, None where they are missing or not of these images."""
+    """The labels (N, C) as they are on disk, None where they are missing or cannot be used."""
     if params.gate == "none":
         return np.ones((len(split), len(split.class_set)), bool)
     try:

@@ -30,6 +30,7 @@ from carblib.data.labels import (
 )
 from carblib.data.npy_labels import read_npy_labels
 from carblib.data.readers import open_split
+from carblib.run.status import STALE, results_status
 
 THREE = class_set(["road", "car", "sky"])
 NAMES = ["a", "b"]
@@ -396,6 +397,30 @@ def test_a_blank_file_is_written_once_and_must_be_filled_in(tmp_path, monkeypatc
     assert carb(*command) == 0 and "1 of 2 images hold no class and teach nothing: b" in capsys.readouterr().out
     path.write_text("name,road,car\na,0,1\nb,1,0\n")
     assert carb(*command) == 0 and "2 images, on average 1.0 of 2 classes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "why", "adds"),
+    [
+        ("name,road,car\na,0,0\nb,0,0\n", "no image holds a class; write 1 for each class an image holds", False),
+        ("name,road,car\na,0,1\nb,1,0\na,0,1\n", "line 4: image 'a' is given twice; remove one line", False),
+        ("name,road,car\na,0,1\nb,1,0\nc,1,0\n", "line 4: no image 'c' in the split", False),
+        ("name,road,cars\na,0,1\nb,1,0\n", "no column 'car' among name, road, cars", False),
+        ("name,road,car\na,0,1\n", "no line for image 'b' (1 missing); write it, or append what is missing", True),
+    ],
+)
+def test_status_says_what_is_wrong_with_a_file_and_what_mends_it(tmp_path, monkeypatch, text, why, adds):
+    monkeypatch.setenv("CARB_HOME", str(tmp_path))
+    for name in ("train/b", "train/a", "val/a", "test/a"):
+        trees.photo(tmp_path / "data" / f"{name}.png", 0, (6, 8))
+    params = small_params(run="t", dataset="folder", root="data", classes=["road", "car"])
+    path = labels_path(params, "train")
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    row = next(results_status(params))
+    assert (row.what, row.state) == ("labels train", STALE)
+    assert row.why.startswith(str(path)) and why in row.why and "carb labels" not in row.why
+    assert row.command == (params.command("labels", "--add") if adds else "")
 
 
 @pytest.mark.skipif(not CAMVID_ROOT.is_dir(), reason="no CamVid in ../shared/data/camvid or $CARB_CAMVID_ROOT")
