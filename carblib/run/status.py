@@ -119,7 +119,7 @@ def _labels(params: Params, split: Split) -> Row:
     if before is None or before.upstream.get("csv") != digest_of(path.read_bytes()):
         add = f"{command} --add"
         try:
-            read_labels(path, split.class_set, split.names, add)
+            read_labels(path, split.class_set, split.names, add, split.left_out)
         except CarbError as error:  # what is to be done is in its words, and a command for missing rows alone
             why = str(error)
             return Row(what, STALE, why.removesuffix(f": {add}"), add if why.endswith(add) else "")
@@ -133,7 +133,7 @@ def _known_labels(params: Params, split: Split) -> np.ndarray | None:
     if params.gate == "none":
         return np.ones((len(split), len(split.class_set)), bool)
     try:
-        return read_labels(labels_path(params, split.name), split.class_set, split.names)
+        return read_labels(labels_path(params, split.name), split.class_set, split.names, left_out=split.left_out)
     except CarbError:
         return None
 

@@ -40,7 +40,7 @@ GOOD = "name,road,car,sky\na,1,0,1\nb,0,1,0\n"
 class FakeSplit:
     """Masks in memory; None stands for an image without a mask."""
 
-    name, class_set, mask_note = "train", THREE, "looked for nothing"
+    name, class_set, mask_note, left_out = "train", THREE, "looked for nothing", {}
 
     def __init__(self, masks):
         self.masks = masks
