@@ -179,7 +179,7 @@ def labels(params: Params, split_name: str | None, from_npy: Path | None, blank:
     else:
         path = image_labels.ensure_labels(params, split)
     append = params.command("labels", "--split", split.name, "--add")
-    rows = image_labels.read_labels(path, split.class_set, split.names, append)
+    rows = image_labels.read_labels(path, split.class_set, split.names, append, split.left_out)
     print(f"{path}: {len(rows)} images, on average {rows.sum(1).mean():.1f} of {rows.shape[1]} classes")
     check_split(params, split, masks=False)
     tell(audit(params, split, rows))

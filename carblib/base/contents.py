@@ -41,7 +41,7 @@ class Remembered(Generic[T]):
         place = os.path.realpath(path)
         with refusals():
             if not os.path.isfile(place):
-                raise CarbError(f"{path}: no such file; check the path in the parameters")
+                raise CarbError(f"{path}: no such file; check the path")
             now = os.stat(place)
             seen = (now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino)
             before, known = self._rows.get(place, (None, None))

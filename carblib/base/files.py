@@ -138,7 +138,7 @@ def existing(path: PathLike) -> Path:
         what = "is a folder, not a file" if path.is_dir() else "a pipe or device, not a file"
         what = "no such file" if not path.exists() else what
         what = "a link that leads nowhere" if path.is_symlink() and not path.exists() else what
-    raise CarbError(f"{path}: {what}; check the path in the parameters")
+    raise CarbError(f"{path}: {what}; check the path")
 
 
 def read_json(path: PathLike, remedy: str = _MAKE_AGAIN) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def check_split(params: Params, split: Split, masks: bool) -> None:
     """
     if split.left_out:
         many = f"{len(split.left_out)} of {len(split) + len(split.left_out)} images of split '{split.name}'"
-        note(f"{many} are left out (skip_bad): {_listed(params, split.root, split.name, split.left_out)}")
+        note(f"{many} are left out (skip_bad): {_listed(params, split.root, split.name, [*split.left_out.values()])}")
     lacking = [i for i, path in enumerate(split.mask_paths) if path is None] if masks and split.has_masks else []
     if lacking:
         many = f"has no mask, nor have {len(lacking) - 1} others of {len(split)}" * (len(lacking) > 1)
@@ -85,7 +85,8 @@ def without_bad(params: Params, split: Split) -> Split:
     if not kept:
         refuse(params, split.root, split.name, bad, len(split))
     names, images, masks = ([column[i] for i in kept] for column in (split.names, split.image_paths, split.mask_paths))
-    return replace(split, names=names, image_paths=images, mask_paths=masks, left_out=[*bad.values()])
+    left_out = {split.names[i]: problem for i, problem in bad.items()}
+    return replace(split, names=names, image_paths=images, mask_paths=masks, left_out=left_out)
 
 
 def _listed(params: Params, root: Path, name: str, problems: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ file with 0 everywhere, to be filled in), or converted from the official code's 
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,12 +80,17 @@ def _text(labels: Mapping[str, np.ndarray], class_set: ClassSet) -> str:
 
 
 def read_labels(
-    path: Path, class_set: ClassSet, names: Sequence[str], add: str = "carb labels PARAMS_FILE --add"
+    path: Path,
+    class_set: ClassSet,
+    names: Sequence[str],
+    add: str = "carb labels PARAMS_FILE --add",
+    left_out: Collection[str] = (),
 ) -> np.ndarray:
     """Read image-level labels in the order of `names`: bool (N, C). The columns may come in any order.
 
     Spreadsheets' ways are read too (`carblib.data.sheets`): semicolons or tabs, TRUE and x, empty cells as 0.
-    add: the command that appends missing images, told where there are any.
+    add: the command that appends missing images, told where there are any. left_out: images whose lines are not read,
+    those that `skip_bad` left out of the split.
 
     Raises CarbError, naming file and line, for classes or images that are unknown, missing or given twice, for values
     other than 0 and 1, and where no image holds any class.
@@ -95,6 +100,8 @@ def read_labels(
     for line, row in sheet.rows:
         where = f"{path}, line {line}"
         name = row[columns["name"]]
+        if name in left_out:
+            continue
         if name not in known:
             hint = nearest(name, names) or "remove the line, or check `root` and the split"
             raise CarbError(f"{where}: no image '{name}' in the split; {hint}")
@@ -216,7 +223,7 @@ def training_labels(params: Params, split: Split) -> np.ndarray:
     if params.gate == "none":
         return np.ones((len(split), len(split.class_set)), bool)
     add = params.command("labels", "--split", split.name, "--add")
-    return read_labels(ensure_labels(params, split), split.class_set, split.names, add)
+    return read_labels(ensure_labels(params, split), split.class_set, split.names, add, split.left_out)
 
 
 def known_labels(params: Params, split: Split) -> np.ndarray | None:
@@ -224,7 +231,7 @@ def known_labels(params: Params, split: Split) -> np.ndarray | None:
     if params.gate == "none":
         return np.ones((len(split), len(split.class_set)), bool)
     try:
-        return read_labels(labels_path(params, split.name), split.class_set, split.names)
+        return read_labels(labels_path(params, split.name), split.class_set, split.names, left_out=split.left_out)
     except CarbError:
         return None
 

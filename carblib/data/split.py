@@ -21,7 +21,7 @@ class Split:
 
     `names` are unique and good as file names. `root` holds all of it. `mask_paths[i]` is None for an image without a
     mask; `mask_note` then says where masks were looked for. `decode` reads a mask's file. `left_out` says what is wrong
-    with each image that `skip_bad` left out.
+    with each image that `skip_bad` left out, by name.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Split:
     mask_paths: list[Path | None]
     mask_note: str
     decode: Decode
-    left_out: list[str] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.names)

@@ -165,7 +165,8 @@ class Explorer:
             return None
 
         def read() -> np.ndarray:
-            return read_labels(ensure_labels(self.params, opened), self.class_set, opened.names)
+            path = ensure_labels(self.params, opened)
+            return read_labels(path, self.class_set, opened.names, left_out=opened.left_out)
 
         return self._kept.get(("labels", split), read)
 

@@ -120,7 +120,8 @@ def export(explorer: Explorer, split: str, indices: list[int], name: str, rows: 
     files.write_csv(written[0], table)
     files.write_text(written[1], "".join(f"{split}/{one}\n" for one in names))
     if split == params.train_split and params.labels:
-        chosen = read_labels(resolve(params.labels), explorer.class_set, opened.names)[indices]
+        path = resolve(params.labels)
+        chosen = read_labels(path, explorer.class_set, opened.names, left_out=opened.left_out)[indices]
         write_labels(folder / "labels.csv", dict(zip(names, chosen, strict=True)), explorer.class_set)
         changes["labels"] = below_root(folder / "labels.csv")
         written.append(folder / "labels.csv")

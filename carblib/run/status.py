@@ -119,7 +119,7 @@ def _labels(params: Params, split: Split) -> Row:
     if before is None or before.upstream.get("csv") != digest_of(path.read_bytes()):
         add = f"{command} --add"
         try:
-            read_labels(path, split.class_set, split.names, add)
+            read_labels(path, split.class_set, split.names, add, split.left_out)
         except CarbError as error:  # what is to be done is in its words, and a command for missing rows alone
             why = str(error)
             return Row(what, STALE, why.removesuffix(f": {add}"), add if why.endswith(add) else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from carblib.base.errors import CarbError
 from carblib.base.stamps import wait_for
 from carblib.data.split import Split
 from carblib.params import Params
@@ -15,11 +16,15 @@ def evaluate_run(params: Params) -> Split:
 
     Where the test split has no masks, the validation split is taken instead. CLIP's masks are those of `clip_masks`.
     Returns the split. Where it has no masks either, nothing is measured and predictions are also painted as pictures.
-    Raises CarbError for a training that is not there.
+    Raises CarbError, before anything is predicted, for a training that is not there.
     """
     split = evaluation_split(params)
-    for variant in params.trainings:
-        final = params.run_dir / "train" / variant / "final.pt"
+    networks = {variant: params.run_dir / "train" / variant / "final.pt" for variant in params.trainings}
+    missing = [variant for variant, final in networks.items() if not final.is_file()]
+    if missing:
+        train = params.command("train", "--variant", *missing)
+        raise CarbError(f"{networks[missing[0]]}: no such file; train first: {train}, or notebook 03_train")
+    for variant, final in networks.items():
         folder = wait_for(predict_checkpoint(final, split, params, pictures=not split.has_masks), split.names)
         if split.has_masks:
             evaluate_folder(folder, split, params, variant, params.iterations, resize=True)

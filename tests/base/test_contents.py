@@ -31,7 +31,7 @@ def test_content_counts_and_not_the_place(tmp_path) -> None:
     contents = Contents(tmp_path / "table.json")
     a, b, c, link = contents.digests(tmp_path / name for name in ("a", "b", "c", "link"))
     assert a == b == link != c
-    with pytest.raises(CarbError, match=r"nothere: no such file"):
+    with pytest.raises(CarbError, match=r"nothere: no such file; check the path$"):
         contents.digest(tmp_path / "nothere")
 
 

@@ -12,9 +12,11 @@ from PIL import Image
 
 from carblib.base import contents, files, images
 from carblib.base.errors import CarbError
+from carblib.base.files import write_text
 from carblib.data.checks import check_split
 from carblib.data.labels import ensure_labels, training_labels
 from carblib.data.readers import open_pictures, open_split
+from carblib.params import resolve
 from carblib.stages.dataset_analysis import analyse_split
 from carblib.stages.evaluate import evaluate_folder
 from carblib.stages.predict import open_images, predict_split
@@ -89,6 +91,19 @@ def test_skip_bad_leaves_them_out_everywhere_and_says_so_once(own, tmp_path, cap
         path.write_bytes(b"")
     with pytest.raises(CarbError, match="15 of 15 files"):
         open_split(params, "train")
+
+
+def test_rows_of_images_left_out_as_bad_are_left_out_with_them(own, tmp_path):
+    broken, whole = [f"i{i:02d}" for i in range(6)], [f"i{i:02d}" for i in range(6, 15)]
+    params, rows = own.updated(labels="mine.csv"), [f"{name},1,0,1" for name in broken + whole]
+    write_text(resolve("mine.csv"), "\n".join(["name,road,car,sky", *rows]))
+    skipping = params.updated(skip_bad=True)
+    split = open_split(skipping, "train")
+    assert training_labels(skipping, split).tolist() == [[1, 0, 1]] * 9
+    rows.append("i99,1,0,1")
+    write_text(resolve("mine.csv"), "\n".join(["name,road,car,sky", *rows]))
+    with pytest.raises(CarbError, match="line 17: no image 'i99' in the split"):
+        training_labels(skipping, split)
 
 
 def test_a_png_that_was_cut_is_told_with_the_others(own, tmp_path):

@@ -40,7 +40,7 @@ GOOD = "name,road,car,sky\na,1,0,1\nb,0,1,0\n"
 class FakeSplit:
     """Masks in memory; None stands for an image without a mask."""
 
-    name, class_set, mask_note = "train", THREE, "looked for nothing"
+    name, class_set, mask_note, left_out = "train", THREE, "looked for nothing", {}
 
     def __init__(self, masks):
         self.masks = masks
@@ -411,7 +411,7 @@ def test_a_blank_file_is_written_once_and_must_be_filled_in(tmp_path, monkeypatc
 )
 def test_status_says_what_is_wrong_with_a_file_and_what_mends_it(tmp_path, monkeypatch, text, why, adds):
     monkeypatch.setenv("CARB_HOME", str(tmp_path))
-    for name in ("train/b", "train/a", "val/a"):
+    for name in ("train/b", "train/a", "val/a", "test/a"):
         trees.photo(tmp_path / "data" / f"{name}.png", 0, (6, 8))
     params = small_params(run="t", dataset="folder", root="data", classes=["road", "car"])
     path = labels_path(params, "train")
@@ -420,7 +420,7 @@ def test_status_says_what_is_wrong_with_a_file_and_what_mends_it(tmp_path, monke
     row = next(results_status(params))
     assert (row.what, row.state) == ("labels train", STALE)
     assert row.why.startswith(str(path)) and why in row.why and "carb labels" not in row.why
-    assert row.command == ("carb labels PARAMS_FILE --add" if adds else "")
+    assert row.command == (params.command("labels", "--add") if adds else "")
 
 
 @pytest.mark.skipif(not CAMVID_ROOT.is_dir(), reason="no CamVid in ../shared/data/camvid or $CARB_CAMVID_ROOT")

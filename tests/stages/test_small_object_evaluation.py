@@ -68,5 +68,7 @@ def test_without_masks_pictures_are_all_there_is(params: Params, tmp_path: Path)
 
 def test_a_training_that_is_not_there_is_named(params: Params) -> None:
     (params.run_dir / "train/ceiling/final.pt").unlink()
-    with pytest.raises(CarbError, match="ceiling/final.pt: no such file"):
+    with pytest.raises(
+        CarbError, match="ceiling/final.pt: no such file; train first: carb train .*--variant ceiling, or"
+    ):
         evaluate_run(params)
