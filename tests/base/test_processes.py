@@ -24,7 +24,8 @@ def test_work_is_dealt_out_evenly_and_whole(count, processes):
 
 
 def write_pid(share, show, folder, others):
-    (folder / share[0]).write_text(f"{os.getpid()} {show}")
+    (folder / f".{share[0]}").write_text(f"{os.getpid()} {show}")
+    (folder / f".{share[0]}").rename(folder / share[0])  # who sees it ends the others, and may read it at once
     for _ in range(3000):  # a share that returned at once could leave its process to the next one
         if all((folder / name).is_file() for name in others):
             break
